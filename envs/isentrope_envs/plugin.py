@@ -1,0 +1,22 @@
+"""What this package brings."""
+
+from isentrope import EnvSpec, hookimpl
+
+
+@hookimpl
+def isentrope_environments() -> list[EnvSpec]:
+    """Return the environments."""
+    return [
+        EnvSpec(
+            "arithmetic",
+            "isentrope_envs.arithmetic:Arithmetic",
+            "Linear equations in one turn, with many equally right derivations",
+            splits=("train", "dev", "test"),
+        ),
+        EnvSpec(
+            "guess",
+            "isentrope_envs.guess:Guess",
+            "Find a number in as few turns as halving needs, by asking higher or lower",
+            splits=("train", "dev", "test"),
+        ),
+    ]

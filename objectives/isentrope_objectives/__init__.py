@@ -1,0 +1,1 @@
+"""Advantage estimators, transforms, objectives, and the recipes that compose them."""

@@ -1,0 +1,106 @@
+"""Isentrope: environments, objectives and entropy controllers for LLM reinforcement learning.
+
+Everything public is here, and only here. Importing this package loads no torch and does no I/O:
+each name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isentrope import testing as testing
+    from isentrope.algorithms import Aggregation as Aggregation
+    from isentrope.algorithms import Algorithm as Algorithm
+    from isentrope.algorithms import AlgorithmState as AlgorithmState
+    from isentrope.components import component as component
+    from isentrope.components import make as make
+    from isentrope.components import recipe as recipe
+    from isentrope.config import LearnerConfig as LearnerConfig
+    from isentrope.config import LoraConfig as LoraConfig
+    from isentrope.config import RolloutConfig as RolloutConfig
+    from isentrope.config import TrainConfig as TrainConfig
+    from isentrope.engines import Completion as Completion
+    from isentrope.engines import Engine as Engine
+    from isentrope.engines import EngineConfig as EngineConfig
+    from isentrope.engines import Sampling as Sampling
+    from isentrope.engines import WeightsRef as WeightsRef
+    from isentrope.environments import Info as Info
+    from isentrope.environments import Task as Task
+    from isentrope.environments import TaskSet as TaskSet
+    from isentrope.environments import TextEnv as TextEnv
+    from isentrope.environments import Unicode as Unicode
+    from isentrope.episodes import Episode as Episode
+    from isentrope.episodes import Message as Message
+    from isentrope.episodes import Segment as Segment
+    from isentrope.episodes import Status as Status
+    from isentrope.episodes import StopReason as StopReason
+    from isentrope.errors import ConfigError as ConfigError
+    from isentrope.errors import EngineError as EngineError
+    from isentrope.errors import EnvironmentContractError as EnvironmentContractError
+    from isentrope.errors import IsentropeError as IsentropeError
+    from isentrope.errors import PluginError as PluginError
+    from isentrope.errors import TrainingError as TrainingError
+    from isentrope.errors import UnknownNameError as UnknownNameError
+    from isentrope.evaluation import Evaluation as Evaluation
+    from isentrope.evaluation import evaluate as evaluate
+    from isentrope.hookspecs import hookimpl as hookimpl
+    from isentrope.loop import train as train
+    from isentrope.models import LanguageModel as LanguageModel
+    from isentrope.models import ModelConfig as ModelConfig
+    from isentrope.parts import AdvantageEstimator as AdvantageEstimator
+    from isentrope.parts import AdvantageTransform as AdvantageTransform
+    from isentrope.parts import Controller as Controller
+    from isentrope.parts import Knob as Knob
+    from isentrope.parts import Objective as Objective
+    from isentrope.parts import Statistics as Statistics
+    from isentrope.parts import TokenBatch as TokenBatch
+    from isentrope.parts import knob as knob
+    from isentrope.rollout.ledger import TokenLedger as TokenLedger
+    from isentrope.runs import Run as Run
+    from isentrope.specs import ComponentSpec as ComponentSpec
+    from isentrope.specs import EnvRef as EnvRef
+    from isentrope.specs import EnvSpec as EnvSpec
+
+_HOME = {
+    "algorithms": "Aggregation Algorithm AlgorithmState",
+    "components": "component make recipe",
+    "config": "LearnerConfig LoraConfig RolloutConfig TrainConfig",
+    "engines": "Completion Engine EngineConfig Sampling WeightsRef",
+    "environments": "Info Task TaskSet TextEnv Unicode",
+    "episodes": "Episode Message Segment Status StopReason",
+    "errors": "ConfigError EngineError EnvironmentContractError IsentropeError PluginError "
+    "TrainingError UnknownNameError",
+    "evaluation": "Evaluation evaluate",
+    "hookspecs": "hookimpl",
+    "loop": "train",
+    "models": "LanguageModel ModelConfig",
+    "parts": "AdvantageEstimator AdvantageTransform Controller Knob Objective Statistics "
+    "TokenBatch knob",
+    "rollout.ledger": "TokenLedger",
+    "runs": "Run",
+    "specs": "ComponentSpec EnvRef EnvSpec",
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
+
+__all__ = sorted([*_MODULE_OF, "__version__", "testing"])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("isentrope")
+    if name == "testing":
+        return importlib.import_module("isentrope.testing")
+    try:
+        module = importlib.import_module(f"isentrope.{_MODULE_OF[name]}")
+    except KeyError:
+        raise AttributeError(f"module 'isentrope' has no attribute {name!r}") from None
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

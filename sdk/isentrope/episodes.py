@@ -1,0 +1,114 @@
+"""What a rollout leaves behind: an `Episode` of token `Segment`s, rewards and a reason to stop.
+
+Shape legend: N tokens of a segment, prompt and environment tokens included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Literal, TypedDict
+
+import numpy as np
+from attrs import cmp_using, field, frozen
+from numpy.typing import NDArray
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Message(TypedDict):
+    """One chat message."""
+
+    role: Role
+    content: str
+
+
+class Status(StrEnum):
+    """Whether an episode may be learnt from. A failure is data of its own, never reward 0."""
+
+    OK = "ok"
+    ENV_ERROR = "env_error"
+    ENGINE_ERROR = "engine_error"
+
+
+class StopReason(StrEnum):
+    """Why an episode ended."""
+
+    TERMINATED = "terminated"
+    """The environment reached its own end."""
+    TRUNCATED = "truncated"
+    """The environment cut the episode off by a limit of its own."""
+    MAX_TURNS = "max_turns"
+    MAX_TOKENS = "max_tokens"
+    """A turn was cut off at the sampling limit; the environment never saw it."""
+    CONTEXT = "context"
+    """The next turn would not fit into the policy's context."""
+    FAILED = "failed"
+    """Environment or engine failed; `Episode.status` and `Episode.error` say how."""
+
+
+def _array(dtype: type) -> NDArray:  # type: ignore[type-arg]  # an attrs field, not an array
+    return field(converter=lambda x: np.asarray(x, dtype), eq=cmp_using(np.array_equal), repr=False)
+
+
+@frozen
+class Segment:
+    """Tokens that the policy saw as one context, in order, never re-tokenised.
+
+    An episode is one segment unless its chat template rewrites history (see `TokenLedger`).
+    """
+
+    ids: NDArray[np.int64] = _array(np.int64)
+    """[N] token ids."""
+    sampled: NDArray[np.bool_] = _array(np.bool_)
+    """[N] True for tokens that the policy sampled; only these are trained on."""
+    logp: NDArray[np.float32] = _array(np.float32)
+    """[N] the engine's own log-probability of each sampled token, nats; 0 elsewhere."""
+    turn: NDArray[np.int64] = _array(np.int64)
+    """[N] index of the assistant's turn that the token belongs to, or that it leads to."""
+    version: NDArray[np.int64] = _array(np.int64)
+    """[N] policy version that sampled each token; -1 elsewhere."""
+
+
+@frozen
+class Episode:
+    """One rollout of one task."""
+
+    task: str
+    seed: int
+    """Environment seed; every rollout of a group has the same."""
+    rollout: int
+    """Index in the group, 0 .. G-1."""
+    segments: tuple[Segment, ...]
+    messages: tuple[Message, ...]
+    """The conversation as text, for people; learning reads `segments`."""
+    rewards: tuple[float, ...]
+    """One per environment step."""
+    success: bool
+    """As the environment said at the end; apart from reward, since a part is not the whole."""
+    stop_reason: StopReason
+    status: Status = Status.OK
+    error: str | None = None
+    """Traceback or message of a failure."""
+    metrics: Mapping[str, float] = field(factory=dict)
+    """The environment's own numbers at the end (reward parts, ...)."""
+
+    @property
+    def reward(self) -> float:
+        """The return: undiscounted sum of step rewards."""
+        return float(sum(self.rewards))
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a limit, and not the environment's own end, stopped the episode."""
+        return self.stop_reason not in (StopReason.TERMINATED, StopReason.FAILED)
+
+    @property
+    def sampled_tokens(self) -> int:
+        """How many tokens the policy sampled."""
+        return sum(int(s.sampled.sum()) for s in self.segments)
+
+    @property
+    def turns(self) -> int:
+        """How many turns the environment has answered."""
+        return len(self.rewards)

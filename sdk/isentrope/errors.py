@@ -1,0 +1,58 @@
+"""Errors that a user can cause, or can act upon.
+
+Each is one sentence: what was wrong, what was expected, and the nearest right spelling. The command
+line prints that sentence and no traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class IsentropeError(Exception):
+    """Base of every error that Isentrope raises on purpose."""
+
+
+class ConfigError(IsentropeError, ValueError):
+    """A configuration or a composition that cannot work."""
+
+
+class UnknownNameError(ConfigError, LookupError):
+    """A name (of a component, knob, key, task, split) that nothing answers to.
+
+    `name` and `options` carry the data behind the sentence.
+    """
+
+    def __init__(self, what: str, name: str, options: Iterable[str], hint: str = "") -> None:
+        self.name = name
+        self.options = tuple(options)
+        super().__init__(f"{what} {name!r} does not exist.{nearest(name, self.options)}{hint}")
+
+
+class PluginError(IsentropeError):
+    """A plugin that was asked for by name and cannot be used; the message carries the cause."""
+
+
+class EnvironmentContractError(IsentropeError):
+    """An environment broke its contract: a wrong type, a reward that is no number, a step too many."""
+
+
+class EngineError(IsentropeError):
+    """An engine could not complete a request, or answered with something impossible."""
+
+
+class TrainingError(IsentropeError):
+    """A run that cannot go on; everything written before stays."""
+
+
+def nearest(name: str, options: Iterable[str], limit: int = 12) -> str:
+    """Return ``" Did you mean 'x'?"`` where something is close, and what exists where it is not."""
+    known = sorted(options)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    if not known:
+        return " There are none."
+    more = f" and {len(known) - limit} more" if len(known) > limit else ""
+    return f" Known: {', '.join(known[:limit])}{more}."

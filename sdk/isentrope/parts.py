@@ -1,0 +1,204 @@
+"""The parts of an algorithm: what a plugin author implements.
+
+One iteration, as the parts see it::
+
+    rewards [G] --AdvantageEstimator--> advantages [G] --per token--> TokenBatch
+    TokenBatch --AdvantageTransform ...--> advantages [T] --Objective--> loss [T] --learner--> step
+    Statistics --Controller--> knobs of all the others
+
+Every part is a frozen attrs class: its fields are its configuration, in Python, in TOML and in the
+run folder alike. A field declared with `knob` may be moved by a controller; a part always reads
+its own field, since the learner hands each part out with the knobs' present values set.
+
+Shape legend: G rollouts of a group, T tokens of a batch, S sequences (episodes) of a batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import attrs
+from attrs import field, frozen
+
+from isentrope.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from isentrope.episodes import Episode
+
+NEEDS = frozenset({"entropy"})
+"""What a part may ask the learner to compute beyond log-probs."""
+
+
+@frozen
+class TokenBatch:
+    """The sampled tokens of whole episodes, end to end; no episode spans two batches.
+
+    Prompt and environment tokens are not in it.
+    """
+
+    logp: Tensor
+    """[T] float32, nats: log-prob of each token under the present policy; carries the gradient."""
+    old_logp: Tensor
+    """[T] float32, nats: the same under the policy that the iteration began with."""
+    engine_logp: Tensor
+    """[T] float32, nats: what the engine reported when it sampled."""
+    advantage: Tensor
+    """[T] float32: the estimator's, then after each transform the transform's."""
+    mask: Tensor
+    """[T] bool: False for tokens that must have no influence at all."""
+    sequence: Tensor
+    """[T] int64: index of the token's episode in this batch, 0 .. S-1."""
+    group: Tensor
+    """[T] int64: index of the token's group in the iteration."""
+    turn: Tensor
+    """[T] int64: index of the token's turn in its episode."""
+    num_sequences: int
+    """S."""
+    step: int = 0
+    """Optimizer steps taken since the experience was collected; 0 is strictly on-policy."""
+    entropy: Tensor | None = None
+    """[T] float32, nats, with gradient: exact entropy of each token's full distribution; None
+    unless a part of the algorithm declares ``needs = {"entropy"}``."""
+
+    @property
+    def ratio(self) -> Tensor:
+        """[T] float32: importance ratio of each token, with gradient."""
+        return (self.logp - self.old_logp).exp()
+
+    def sequence_mean(self, values: Tensor) -> Tensor:
+        """Mean of `values` [T] over the unmasked tokens of each token's own episode, as [T]."""
+        weight = self.mask.to(values.dtype)
+        zeros = values.new_zeros(self.num_sequences)
+        total = zeros.index_add(0, self.sequence, values * weight)
+        count = zeros.index_add(0, self.sequence, weight)
+        return (total / count.clamp(min=1))[self.sequence]
+
+
+@frozen
+class Knob:
+    """A numeric field that a controller may move within [low, high]."""
+
+    low: float
+    high: float
+
+
+def knob(default: float, *, low: float, high: float) -> Any:
+    """Declare a float field as a knob: bounded, finite, and movable by a controller."""
+    bounds = Knob(low, high)
+
+    def check(instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+        if not (isinstance(value, (int, float)) and low <= value <= high):
+            raise ConfigError(
+                f"{type(instance).__name__}.{attribute.name} must be within [{low:g}, {high:g}]; "
+                f"got {value!r}."
+            )
+
+    return field(default=default, validator=check, metadata={"knob": bounds})
+
+
+class Component(ABC):
+    """What the parts of an algorithm have in common."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What the learner must compute for this part: a subset of `NEEDS`."""
+    keeps_zero_groups: ClassVar[bool] = False
+    """True where groups whose rewards are all equal still carry gradient through this part; they
+    are then not filtered out."""
+
+    def prepare(self, minibatch: TokenBatch) -> Self:
+        """Return the part to use for one minibatch, given all of the minibatch's tokens.
+
+        Called once per minibatch, before it is split into micro-batches: statistics over the
+        minibatch (a mean, a quantile) belong here, so that the split changes nothing. In
+        `minibatch`, `logp` is the same as `old_logp` and carries no gradient.
+        """
+        del minibatch
+        return self
+
+    def diagnostics(self, batch: TokenBatch) -> Mapping[str, Tensor]:
+        """Return per-token values [T] to log as means over tokens (clip fractions, ...)."""
+        del batch
+        return {}
+
+
+class AdvantageEstimator(Component):
+    """From the rewards of one group to its advantages."""
+
+    @abstractmethod
+    def __call__(
+        self, rewards: Tensor, episodes: Sequence[Episode]
+    ) -> Tensor | Sequence[Tensor]:
+        """Return advantages [G], or for each episode one per sampled token (ragged).
+
+        rewards: [G] float64, the episodes' returns; G >= 2.
+        """
+
+
+class AdvantageTransform(Component):
+    """From advantages to advantages, token by token, inside the loss."""
+
+    @abstractmethod
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        """Return new advantages [T] float32; the learner detaches them."""
+
+
+class Objective(Component):
+    """From a batch to a loss per token, to be minimised. Never normalises: the learner does."""
+
+    on_policy: ClassVar[bool] = False
+    """True where the loss is right only for the policy that sampled: one epoch, one minibatch."""
+    uses_ratio: ClassVar[bool] = True
+    """Whether the loss uses importance ratios, which sampling with top-p or top-k falsifies."""
+
+    @abstractmethod
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        """Return the loss of each token, [T] float32; masked tokens' values are ignored."""
+
+
+@frozen(kw_only=True)
+class Statistics:
+    """What an iteration's experience says, before anything is filtered or learnt from it."""
+
+    iteration: int
+    entropy: float
+    """Mean of -log pi over the sampled tokens, nats per token (the sampled estimator, H_k)."""
+    initial_entropy: float
+    """The same in the first iteration (H_0)."""
+    reward: float
+    success: float
+    """Share of episodes that succeeded."""
+
+
+class Controller(ABC):
+    """Moves knobs between collecting experience and learning from it.
+
+    A controller holds no state of its own: knobs are in `AlgorithmState`, and whatever else it must
+    remember goes into `memory`, which is checkpointed with them.
+    """
+
+    @property
+    @abstractmethod
+    def moves(self) -> frozenset[str]:
+        """Paths of the knobs that it moves, such as ``{"repo_r.zeta"}``."""
+
+    @abstractmethod
+    def update(
+        self, statistics: Statistics, knobs: Mapping[str, float], memory: dict[str, Any]
+    ) -> Mapping[str, float]:
+        """Return new values for (some of) its knobs.
+
+        knobs: present values of every knob, by path. memory: this controller's own, empty at
+        first, to be changed in place; JSON-serialisable.
+        """
+
+    def target_entropy(self, statistics: Statistics) -> float | None:
+        """Return the entropy that it steers towards, nats per token, for the log."""
+        del statistics
+        return None
+
+
+Part = Component | Controller
