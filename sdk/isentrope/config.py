@@ -78,7 +78,7 @@ class LearnerConfig:
 
     lr: float = field(default=3e-4, validator=[_positive, validators.lt(1)])
     weight_decay: float = field(default=0.0, validator=validators.ge(0))
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = field(default=(0.9, 0.95))
     max_grad_norm: float = field(default=1.0, validator=_positive)
     """Gradients are scaled down to this L2 norm."""
     lora: LoraConfig | None = None

@@ -1,4 +1,4 @@
-"""Finding plugins: one entry-point group, each plugin loaded by itself, each failure kept to itself.
+"""Finding plugins: one entry-point group, each plugin loaded alone, each failure kept to itself.
 
 pluggy's own ``load_setuptools_entrypoints`` stops at the first plugin that does not import, skips a
 second plugin of the same name in silence, and accepts a misspelt hook. Here every plugin gets a
@@ -120,13 +120,15 @@ def _load(distribution: Distribution, entry_point: EntryPoint) -> list[Row]:
         plugin = entry_point.load()
     except (Exception, SystemExit) as error:  # a plugin may do anything at import
         return failure("broken", f"{entry_point.value} failed to import: {_one_line(error)}", error)
-    problems = list(_misnamed_hooks(plugin))
+    try:
+        problems = list(_misnamed_hooks(plugin))
+        records = [] if problems else _call_hooks(plugin)
+    except PluginError as error:
+        return failure("broken", str(error), error.__cause__ or error)
+    except (Exception, SystemExit) as error:  # pluggy's own verdict, or an object's odd attributes
+        return failure("broken", _one_line(error), error)
     if problems:
         return failure("broken", " ".join(problems))
-    try:
-        records = _call_hooks(plugin)
-    except (Exception, SystemExit) as error:  # pluggy's own verdict, or the plugin's hook raised
-        return failure("broken", _one_line(error), error)
     if not records:
         return failure("ok", "defines no hooks, so brings nothing")
     return [_row(hook, record, name, release, entry_point) for hook, record in records]
@@ -151,8 +153,10 @@ def _mismatch(distribution: Distribution) -> str | None:
 
 def _misnamed_hooks(plugin: Any) -> Iterator[str]:
     """Name every function that was meant as a hook and is not one."""
-    for name, member in inspect.getmembers(plugin, inspect.isroutine):
-        marked = hasattr(member, f"{GROUP}_impl")
+    for own_name, member in inspect.getmembers(plugin, inspect.isroutine):
+        options = getattr(member, f"{GROUP}_impl", None)
+        marked = options is not None
+        name = (options or {}).get("specname") or own_name
         known = name in hookspecs.KINDS_OF_HOOK
         if (marked or name.startswith("isentrope_")) and not known:
             yield f"There is no hook {name!r}.{nearest(name, hookspecs.KINDS_OF_HOOK)}"
@@ -166,7 +170,13 @@ def _call_hooks(plugin: Any) -> list[tuple[str, Any]]:
     manager.register(plugin)
     records: list[tuple[str, Any]] = []
     for hook in hookspecs.KINDS_OF_HOOK:
-        for returned in getattr(manager.hook, hook)():
+        caller = getattr(manager.hook, hook)
+        try:
+            results = caller()
+        except (Exception, SystemExit) as error:
+            raise PluginError(f"{hook} raised {_one_line(error)}") from error
+        # pluggy leaves a None out of the results: here it is a forgotten `return`.
+        for returned in results or [None] * len(caller.get_hookimpls()):
             if not isinstance(returned, Sequence) or isinstance(returned, str):
                 raise PluginError(
                     f"{hook} must return a list of records, not {type(returned).__name__}."
@@ -179,9 +189,10 @@ def _row(hook: str, record: Any, name: str, release: str, entry_point: EntryPoin
     kinds = hookspecs.KINDS_OF_HOOK[hook]
     if isinstance(record, (ComponentSpec, EnvSpec)) and record.kind in kinds:
         return Row(record.id, record.kind, name, release, "ok", record.summary, record)
-    what = getattr(record, "kind", type(record).__name__)
-    expected = "EnvSpec" if kinds == ("environment",) else f"ComponentSpec of kind {kinds}"
-    problem = f"{hook} must return records of {expected}, not {what!r}."
+    what = f"one of kind {record.kind!r}" if hasattr(record, "kind") else type(record).__name__
+    listed = " or ".join(repr(kind) for kind in kinds)
+    expected = "EnvSpec" if kinds == ("environment",) else f"ComponentSpec of kind {listed}"
+    problem = f"{hook} must return records of type {expected}, not {what}."
     return Row(entry_point.name, "plugin", name, release, "broken", problem)
 
 
@@ -197,9 +208,17 @@ def _refuse_duplicates(rows: list[Row]) -> Iterator[Row]:
         if not rivals or (own and all(canonicalize_name(r.distribution) != GROUP for r in rivals)):
             yield row
             continue
-        others = " and ".join(sorted({r.origin for r in rivals}))
-        problem = f"{row.origin} and {others} both bring the {row.kind} {row.id!r}; uninstall one."
-        yield evolve(row, state="refused", summary=problem)
+        yield evolve(row, state="refused", summary=_dispute(row, rivals))
+
+
+def _dispute(row: Row, rivals: list[Row]) -> str:
+    others = {r.origin for r in rivals} - {row.origin}
+    if not others:
+        return f"{row.origin} brings the {row.kind} {row.id!r} more than once."
+    if any(canonicalize_name(r.distribution) == GROUP for r in rivals):
+        return f"The {row.kind} {row.id!r} is isentrope's own; {row.origin} must name its otherwise."
+    listed = " and ".join([row.origin, *sorted(others)])
+    return f"{listed} bring the same {row.kind} {row.id!r}; uninstall all but one."
 
 
 def _one_line(error: BaseException) -> str:

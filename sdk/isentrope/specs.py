@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
-from attrs import field, frozen, validators
+from attrs import Attribute, field, frozen, validators
+
+from isentrope.errors import ConfigError, UnknownNameError
 
 Kind = Literal[
     "environment", "advantage", "transform", "objective", "recipe", "controller", "engine", "model"
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
 
-_entry_point = validators.matches_re(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_id = validators.matches_re(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+def _looks_like(pattern: str, example: str) -> Callable[[object, Attribute[str], object], None]:
+    """Return a validator for strings; attrs' own would show the pattern and the whole attribute."""
+
+    def check(instance: object, attribute: Attribute[str], value: object) -> None:
+        if not isinstance(value, str) or re.fullmatch(pattern, value) is None:
+            where = f"{type(instance).__name__}.{attribute.name}"
+            raise ConfigError(f"{where} must look like {example}; got {value!r}.")
+
+    return check
+
+
+def _strings(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+def _known_kind(instance: object, attribute: Attribute[Kind], value: object) -> None:
+    if value not in KINDS:
+        raise UnknownNameError(f"{type(instance).__name__}.kind", str(value), KINDS)
+
+
+_entry_point = _looks_like(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", "'package.module:Name'")
+_id = _looks_like(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", "'name' or 'maker/name'")
 
 
 @frozen
 class ComponentSpec:
     """One component that a plugin brings: an objective, a controller, an engine, ..."""
 
-    kind: Kind = field(validator=validators.in_(KINDS))
+    kind: Kind = field(validator=_known_kind)
     """What it is; a hook accepts only the kinds it documents."""
     id: str = field(validator=_id)
     """Its name in configs and on the command line; unique among its kind."""
@@ -43,7 +67,7 @@ class EnvSpec:
     entry_point: str = field(validator=_entry_point)
     """``"package.module:Class"`` of a `TextEnv`."""
     summary: str = field(validator=validators.instance_of(str))
-    splits: tuple[str, ...] = field(default=(), converter=tuple)
+    splits: tuple[str, ...] = field(default=(), converter=_strings)
     """Names of its task splits, for listing without an import."""
     config: Mapping[str, Any] = field(factory=dict)
     """Keyword arguments of the class that this id stands for; a user's override them."""

@@ -1,0 +1,136 @@
+r"""Linear equations with small whole solutions, solved in words: ``Solve 7x-1=34``.
+
+An answer is any text whose last ``\boxed{...}`` holds the solution. Many derivations lead there
+(steps may be left out or spelt out, joined by any connective), so that a policy's entropy is real
+diversity. Small enough that a policy of 100,000 parameters learns it on one CPU core.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from fractions import Fraction
+from hashlib import sha256
+from typing import Any, Literal
+
+import numpy as np
+
+from isentrope import ConfigError, Task, TaskSet, TextEnv
+
+CONNECTIVES = (" so ", " thus ", " hence ", " then ", "; ", " => ")
+SLIPS = (-10, -3, -2, -1, 1, 2, 3, 10)
+HELD_OUT = 128  # tasks in each of dev and test
+
+_BOX = re.compile(r"\\boxed\{(-?\d{1,9})\}")
+_EQUATION = re.compile(r"[0-9x+\-*/]{1,40}=[0-9x+\-*/]{1,40}")
+_TERM = re.compile(r"[+-]?[^+-]+")
+_FACTOR = re.compile(r"(\*|/|^)(\d{0,9})(x?)(?=[*/]|$)")
+
+
+class Arithmetic(TextEnv):
+    r"""Solve ``Ax+b=c`` or ``Ax-b=c`` in one turn.
+
+    grading: ``"answer"`` rewards the right box with 1, whatever stands before it. ``"derivation"``
+    also wants at least one equation, and every equation true of the solution: otherwise the right
+    box earns 0.5 and is no success.
+
+    ``info["metrics"]["true_equations"]`` is the share of the answer's equations that are true.
+    """
+
+    def __init__(self, grading: Literal["answer", "derivation"] = "answer") -> None:
+        if grading not in ("answer", "derivation"):
+            raise ConfigError(f"grading must be 'answer' or 'derivation'; got {grading!r}.")
+        self.grading = grading
+        self.tasks = _tasks()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Pose an equation."""
+        _, info = super().reset(seed=seed, options=options)
+        return f"Solve {self.task.id}", info
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Grade the answer; the episode ends."""
+        solution = int(self.task.data["x"])
+        boxes = _BOX.findall(action)
+        right = bool(boxes) and int(boxes[-1]) == solution
+        verdicts = [_is_true(equation, solution) for equation in _EQUATION.findall(action)]
+        derived = bool(verdicts) and all(verdicts)
+        success = right and (derived or self.grading == "answer")
+        reward = 1.0 if success else 0.5 * right
+        true_share = sum(verdicts) / len(verdicts) if verdicts else 0.0
+        info = {"success": success, "metrics": {"true_equations": true_share}}
+        return "", reward, True, False, info
+
+    def demonstrate(self, rng: np.random.Generator, noise: float = 0.0) -> str:
+        """Solve the equation step by step, each step wrong with probability `noise`."""
+        a, b, c = (int(self.task.data[k]) for k in "abc")
+
+        def slip(value: int) -> int:
+            if rng.random() >= noise:
+                return value
+            return max(0, value + SLIPS[rng.integers(len(SLIPS))])
+
+        def join() -> str:
+            return CONNECTIVES[rng.integers(len(CONNECTIVES))]
+
+        text = ""
+        if rng.random() < 0.25:
+            text += f"{a}x={c}{-b:+d}{join()}"
+        product = slip(c - b)
+        text += f"{a}x={product}{join()}"
+        solution = slip(round(product / a))
+        if rng.random() < 0.25:
+            text += f"x={product}/{a}{join()}"
+        return text + f"x={solution}{join()}\\boxed{{{solution}}}"
+
+
+@functools.cache  # task sets never change, and an iteration makes hundreds of environments
+def _tasks() -> TaskSet:
+    """Every equation with one-digit numbers and a positive right side, in a fixed order."""
+    tasks = [
+        Task(f"{a}x{b:+d}={a * x + b}", {"a": a, "b": b, "c": a * x + b, "x": x})
+        for a in range(2, 10)
+        for x in range(1, 10)
+        for b in range(-9, 10)
+        if b != 0 and a * x + b > 0
+    ]
+    tasks.sort(key=lambda task: sha256(task.id.encode()).digest())
+    return TaskSet(
+        {
+            "train": tasks[2 * HELD_OUT :],
+            "dev": tasks[:HELD_OUT],
+            "test": tasks[HELD_OUT : 2 * HELD_OUT],
+        }
+    )
+
+
+def _is_true(equation: str, x: int) -> bool:
+    """Say whether an equation in x holds; one that cannot be read does not."""
+    left, right = (_value(side, x) for side in equation.split("=", 1))
+    return left is not None and left == right
+
+
+def _value(expression: str, x: int) -> Fraction | None:
+    """Value of a sum of products such as ``7x-34/2`` at x; None where it is not one."""
+    terms = _TERM.findall(expression)
+    if "".join(terms) != expression:
+        return None
+    total = Fraction(0)
+    for term in terms:
+        value = Fraction(-1 if term[0] == "-" else 1)
+        product = term.lstrip("+-")
+        factors = list(_FACTOR.finditer(product))
+        if "".join(f.group(0) for f in factors) != product:
+            return None
+        for factor in factors:
+            operator, digits, variable = factor.groups()
+            if not digits and not variable:
+                return None
+            number = Fraction(digits or 1) * (x if variable else 1)
+            if operator == "/" and number == 0:
+                return None
+            value = value / number if operator == "/" else value * number
+        total += value
+    return total

@@ -1,0 +1,1 @@
+"""The embedded engine: batched sampling from a transformers model, in this process."""

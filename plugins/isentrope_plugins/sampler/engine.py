@@ -1,0 +1,30 @@
+"""The config of the embedded engine."""
+
+from __future__ import annotations
+
+from attrs import field, frozen, validators
+
+from isentrope import Engine, LanguageModel
+
+from isentrope_plugins.sampler.batching import BatchingEngine
+from isentrope_plugins.sampler.cached import CachedDecoder
+
+
+@frozen(kw_only=True)
+class TransformersEngine:
+    """Samples from a transformers model in this process, many completions at a time."""
+
+    max_batch: int = field(default=512, validator=validators.ge(1))
+    """Completions decoded together at most; fewer take less memory for their caches."""
+    device: str | None = None
+    """A torch device for the engine's copy of the weights; None: where the model is."""
+
+    def build(self, model: LanguageModel) -> Engine:
+        """Copy the model's present weights into an engine, as version 0."""
+        decoder = CachedDecoder(model.model, self.device or str(model.model.device))
+        return BatchingEngine(
+            decoder,
+            vocabulary=model.model.get_input_embeddings().num_embeddings,
+            context=model.context,
+            max_batch=self.max_batch,
+        )

@@ -1,0 +1,140 @@
+"""`TinyQwen3`: the model to try everything with, on one CPU core, without a download."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+import attrs
+import platformdirs
+from attrs import field, frozen, validators
+
+from isentrope import EnvRef, LanguageModel, Message
+from isentrope_plugins.tiny.demonstrations import demonstrations
+
+_FORMAT = 1  # raise when warm-up or tokenizer change, so that no stale policy is used
+_at_least_one = validators.ge(1)
+
+
+@frozen(kw_only=True)
+class TinyQwen3:
+    """A Qwen3 of about 100,000 parameters that solves a task now and then, in many ways.
+
+    It is made in code and warmed up on the environment's own noisy demonstrations, about twenty
+    seconds once; then it comes from the user's cache, found by a hash of all that decides it.
+    """
+
+    hidden_size: int = field(default=64, validator=_at_least_one)
+    layers: int = field(default=2, validator=_at_least_one)
+    vocab_size: int = field(default=512, validator=validators.ge(262))
+    """Most tokens: the 256 bytes, 6 of its own, and merges learnt from the demonstrations."""
+    context: int = field(default=512, validator=_at_least_one)
+    """Positions."""
+    warmup_env: EnvRef | None = None
+    """Environment to warm up on; None: the run's own."""
+    warmup_steps: int = field(default=300, validator=validators.ge(0))
+    warmup_batch: int = field(default=128, validator=_at_least_one)
+    warmup_lr: float = field(default=3e-3, validator=validators.gt(0))
+    warmup_noise: float = field(default=0.3, validator=[validators.ge(0), validators.le(1)])
+    """Probability that a step of a demonstration is wrong: leaves something to learn."""
+    seed: int = field(default=0, validator=validators.ge(0))
+    """Of weights and demonstrations; apart from the run's, so that runs of all seeds begin alike."""
+
+    def build(self, env: EnvRef) -> LanguageModel:
+        """Take the model from the cache, or make it and put it there."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        corpus = demonstrations(
+            self.warmup_env or env, 8192, self.warmup_noise, self.seed
+        )
+        folder = cache_folder() / f"tiny-qwen3-{self._hash(corpus)}"
+        if not folder.exists():
+            self._make(corpus, folder)
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+            return LanguageModel(model, AutoTokenizer.from_pretrained(folder))
+
+    def _hash(self, corpus: list[list[Message]]) -> str:
+        import torch
+
+        decides = attrs.asdict(self, filter=lambda a, _: a.name != "warmup_env")
+        content = json.dumps([_FORMAT, torch.__version__, decides, corpus], sort_keys=True)
+        return sha256(content.encode()).hexdigest()[:20]
+
+    def _make(self, corpus: list[list[Message]], folder: Path) -> None:
+        import torch
+        from transformers import Qwen3Config, Qwen3ForCausalLM
+
+        from isentrope_plugins.tiny.tokenizer import train_tokenizer
+        from isentrope_plugins.tiny.warmup import label, warm_up
+
+        tokenizer = train_tokenizer(
+            (m["content"] for conversation in corpus for m in conversation), self.vocab_size
+        )
+        config = Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=self.hidden_size,
+            intermediate_size=3 * self.hidden_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=max(16, self.hidden_size // 4),
+            max_position_embeddings=self.context,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = Qwen3ForCausalLM(config)
+            warm_up(
+                model,
+                [label(tokenizer, conversation) for conversation in corpus],
+                steps=self.warmup_steps,
+                batch=self.warmup_batch,
+                lr=self.warmup_lr,
+                seed=self.seed,
+            )
+        _write_atomically(folder, model, tokenizer)
+
+
+def cache_folder() -> Path:
+    """Where warmed-up models are kept: ``ISENTROPE_CACHE``, or the user's cache folder."""
+    given = os.environ.get("ISENTROPE_CACHE")
+    return Path(given) if given else Path(platformdirs.user_cache_dir("isentrope"))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back transformers' progress bars: a tiny model loads before one can be read."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _write_atomically(folder: Path, model: object, tokenizer: object) -> None:
+    """Write beside and rename, so that a killed process leaves no half a model behind."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    with quiet():
+        for part in (model, tokenizer):
+            part.save_pretrained(draft)  # type: ignore[attr-defined]  # both are transformers' own
+    try:
+        draft.rename(folder)
+    except OSError:  # another process was faster; its model is the same
+        shutil.rmtree(draft)
+        if not folder.exists():
+            raise

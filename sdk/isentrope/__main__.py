@@ -1,0 +1,5 @@
+"""``python -m isentrope`` is ``isentrope``."""
+
+from isentrope.cli import main
+
+main()

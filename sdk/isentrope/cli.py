@@ -1,0 +1,133 @@
+"""The command line. Everything it does is a public Python call."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from isentrope.errors import IsentropeError
+
+app = typer.Typer(
+    help="Train language models by reinforcement learning, with entropy under control.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+_console = Console()
+
+
+def main() -> None:
+    """Run the command line; what a user did wrong is one sentence, and exit status 2."""
+    try:
+        app()
+    except IsentropeError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
+        sys.exit(2)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML file", metavar="CONFIG.toml")],
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set rollout.tasks=16"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: a new one in runs/")] = None,
+) -> None:
+    """Train a policy and write a run folder."""
+    import isentrope
+    from isentrope.config import parse_settings
+
+    overrides = parse_settings(setting or ())
+    if out is not None:
+        overrides["out"] = str(out)
+    run = isentrope.train(config, on_iteration=_print_iteration, **overrides)
+    _console.print(f"Run folder: {run.path}", highlight=False)
+
+
+@app.command("eval")
+def evaluate(
+    policy: Annotated[str, typer.Argument(help="Run folder, or a model's id")],
+    env: Annotated[str | None, typer.Option(help="Environment; default: the run's")] = None,
+    split: Annotated[str, typer.Option(help="Task split")] = "test",
+    k: Annotated[int, typer.Option("-k", help="Rollouts per task")] = 1,
+    tasks: Annotated[int | None, typer.Option(help="Only the first so many tasks")] = None,
+) -> None:
+    """Evaluate a policy; exits with status 1 where every episode failed."""
+    import isentrope
+
+    result = isentrope.evaluate(policy, env, split=split, k=k, tasks=tasks)
+    table = Table(title=f"{result.env} / {result.split}: {result.tasks} tasks x {result.k}")
+    for column in ("reward", "success", *(f"pass@{j}" for j in _shown(result.k)), "failed", "cut"):
+        table.add_column(column, justify="right")
+    table.add_row(
+        f"{result.reward:.3f}",
+        f"{result.success:.3f}",
+        *(f"{result.pass_at[j]:.3f}" for j in _shown(result.k)),
+        str(result.failed),
+        str(result.truncated),
+    )
+    _console.print(table)
+    if result.failed == len(result.episodes):
+        error = result.episodes[0].error or ""
+        raise IsentropeError(f"Every episode failed. The first:\n{error.strip()}")
+
+
+@app.command()
+def plugins() -> None:
+    """List every component, where it comes from, and what is wrong with it."""
+    from isentrope.plugins import registry
+
+    table = Table("id", "kind", "distribution", "version", "state", "summary", box=None)
+    for row in registry().rows:
+        colour = "green" if row.state == "ok" else "red"
+        cells = (row.id, row.kind, row.distribution, row.version)
+        table.add_row(*map(_escaped, cells), f"[{colour}]{row.state}[/]", _escaped(row.summary))
+    _console.print(table)
+
+
+@app.command()
+def envs() -> None:
+    """List the environments and their splits."""
+    from isentrope.plugins import registry
+    from isentrope.specs import EnvSpec
+
+    table = Table("id", "splits", "summary", box=None)
+    for name, spec in sorted(registry().specs("environment").items()):
+        splits = ", ".join(spec.splits) if isinstance(spec, EnvSpec) else ""
+        table.add_row(_escaped(name), _escaped(splits), _escaped(spec.summary))
+    _console.print(table)
+
+
+def _print_iteration(metrics: Mapping[str, Any]) -> None:
+    target = metrics["entropy_target"]
+    aim = "" if target is None else f" (target {target:.3f})"
+    knobs = "".join(
+        f"  {name} {value:+.4g}" for name, value in metrics.items() if name.endswith(".zeta")
+    )
+    seconds = sum(v for k, v in metrics.items() if k.startswith("seconds/"))
+    _console.print(
+        f"{metrics['iteration']:4d}  reward {metrics['reward']:.3f}  success "
+        f"{metrics['success']:.3f}  entropy {metrics['entropy']:.3f}{aim}{knobs}  "
+        f"tokens {metrics['tokens']}  {seconds:.2f} s",
+        highlight=False,
+    )
+    if metrics["stopped"]:
+        _console.print(f"Stopped: {metrics['stopped']}", highlight=False)
+
+
+def _shown(k: int) -> list[int]:
+    """1, 2, 4, ... and k itself."""
+    return sorted({1 << n for n in range(k.bit_length())} | {k})
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

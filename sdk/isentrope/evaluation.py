@@ -1,0 +1,170 @@
+"""Evaluation: how often a policy succeeds, with k tries."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from attrs import field, frozen
+
+from isentrope.components import component, make, structure
+from isentrope.config import RolloutConfig
+from isentrope.episodes import Episode, Status
+from isentrope.errors import ConfigError
+from isentrope.models import LanguageModel, ModelConfig
+from isentrope.rollout.chat import ChatTemplate
+from isentrope.rollout.collector import Request, RolloutCollector
+from isentrope.runs import Run, is_run
+from isentrope.seeding import derive
+from isentrope.specs import EnvRef
+
+
+@frozen
+class Evaluation:
+    """What k rollouts of every task of a split came to. Failures are apart from wrong answers."""
+
+    env: str
+    split: str
+    k: int
+    tasks: int
+    """Tasks with at least one episode that did not fail."""
+    reward: float
+    """Mean return."""
+    success: float
+    """avg@k: mean share of successes, each task weighing the same."""
+    pass_at: dict[int, float]
+    """pass@j for j = 1 .. k, unbiased: the chance that one of j rollouts succeeds."""
+    failed: int
+    """Episodes whose environment or engine failed."""
+    truncated: int
+    """Episodes that a limit ended."""
+    tokens_per_episode: float
+    episodes: tuple[Episode, ...] = field(repr=False)
+
+
+def evaluate(
+    policy: Run | ModelConfig | str | Path,
+    env: EnvRef | str | dict[str, Any] | None = None,
+    *,
+    split: str = "test",
+    k: int = 1,
+    tasks: int | None = None,
+    rollout: RolloutConfig | dict[str, Any] | None = None,
+    seed: int = 0,
+    threads: int = 1,
+) -> Evaluation:
+    """Roll a policy out k times on every task of a split.
+
+    policy: a run or its folder, a `ModelConfig`, or the id of one. env: None for the run's own.
+    tasks: only the split's first so many. rollout: limits and sampling; None for the run's own.
+
+    Raises `ConfigError` for a wrong name or number, and `TrainingError` never: failed episodes are
+    counted in the result.
+    """
+    import torch
+
+    if k < 1 or (tasks is not None and tasks < 1):
+        raise ConfigError(f"k and tasks must be at least 1; got k={k}, tasks={tasks}.")
+    run = _as_run(policy)
+    config = run.config if run is not None else None
+    if env is None and config is None:
+        raise ConfigError("env is missing: name the environment to evaluate on.")
+    ref = structure(env, EnvRef) if env is not None else config.env  # type: ignore[union-attr]
+    limits = structure(rollout, RolloutConfig) if rollout is not None else (
+        config.rollout if config is not None else RolloutConfig()
+    )
+    model_config = component("model", "pretrained", path=str(run.policy)) if run is not None else (
+        policy if not isinstance(policy, (str, Path)) else structure(str(policy), ModelConfig)
+    )
+    world = make(ref.id, **ref.config)
+    chosen = [t.id for t in world.tasks[split][:tasks]]
+    world.close()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        episodes = asyncio.run(_roll_out(model_config.build(ref), ref, limits, chosen, k, seed))
+    finally:
+        torch.set_num_threads(before)
+    return summarize(episodes, env=ref.id, split=split, k=k)
+
+
+def summarize(episodes: Sequence[Episode], *, env: str, split: str, k: int) -> Evaluation:
+    """Add up episodes, k of each task.
+
+    pass@j is estimated as Chen et al. (2021) do: ``1 - C(n - c, j) / C(n, j)`` with c successes in
+    n rollouts, averaged over the tasks that have at least j rollouts which did not fail.
+    """
+    good = [e for e in episodes if e.status is Status.OK]
+    outcomes: dict[str, list[bool]] = defaultdict(list)
+    for episode in good:
+        outcomes[episode.task].append(episode.success)
+    pass_at = {}
+    for j in range(1, k + 1):
+        chances = [
+            1 - comb(len(o) - sum(o), j) / comb(len(o), j) for o in outcomes.values() if len(o) >= j
+        ]
+        pass_at[j] = _mean(chances)
+    return Evaluation(
+        env=env,
+        split=split,
+        k=k,
+        tasks=len(outcomes),
+        reward=_mean([e.reward for e in good]),
+        success=_mean([_mean(o) for o in outcomes.values()]),
+        pass_at=pass_at,
+        failed=len(episodes) - len(good),
+        truncated=sum(e.truncated for e in good),
+        tokens_per_episode=_mean([e.sampled_tokens for e in good]),
+        episodes=tuple(episodes),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _as_run(policy: object) -> Run | None:
+    if isinstance(policy, Run):
+        return policy
+    if isinstance(policy, (str, Path)) and is_run(Path(policy)):
+        return Run(Path(policy))
+    return None
+
+
+async def _roll_out(
+    model: LanguageModel,
+    env: EnvRef,
+    limits: RolloutConfig,
+    tasks: Sequence[str],
+    k: int,
+    seed: int,
+) -> list[Episode]:
+    engine = component("engine", "transformers").build(model)
+    collector = RolloutCollector(
+        env=env,
+        engine=engine,
+        template=ChatTemplate(model.tokenizer, model.stop_ids),
+        config=limits,
+        sampling=limits.sampling(model.stop_ids),
+        context=limits.context or model.context,
+    )
+    requests = [
+        Request(
+            task=task,
+            seed=derive(seed, "eval-env", task) % 2**31,
+            rollout=rollout,
+            sampling_seed=derive(seed, "eval", task, rollout),
+        )
+        for task in tasks
+        for rollout in range(k)
+    ]
+    try:
+        return await collector.collect(requests)
+    finally:
+        collector.close()
+        await engine.close()

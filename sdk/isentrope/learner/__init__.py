@@ -1,0 +1,1 @@
+"""The learner: policy, head, packing, step. It knows no algorithm by name."""

@@ -1,0 +1,144 @@
+"""The policy head: log-probs of tokens from hidden states, without keeping the logits.
+
+Logits exist for one chunk of tokens at a time, in float32, forwards and backwards, so that peak
+memory does not grow with tokens x vocabulary. Shape legend: T tokens, D hidden size, V vocabulary.
+
+Two places where float32 would lose what matters are computed from the *other* tokens instead:
+
+- log p of a confident token. With m the top logit and S the sum of exp(z_j - m) over all others,
+  ``logsumexp = m + log1p(S)``: right down to S ~ 1e-38, where ``log(1 + S)`` is 0 from 6e-8 on.
+- its gradient ``1 - p`` (paper, B.4): the sum of the other probabilities.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 24
+"""Logits held at a time: 64 MiB of float32."""
+
+
+def token_logp(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    temperature: float = 1.0,
+    *,
+    entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Return log-probs [T] of the targets, and the exact entropy [T] of each distribution if asked.
+
+    hidden: [T, D], the states that predict the targets, any float dtype. weight: [V, D].
+    bias: [V]. target: [T] int64. Results are float32, in nats, of the distribution at
+    `temperature`; both carry gradient to hidden, weight and bias.
+    """
+    logp, exact = _TokenLogp.apply(hidden, weight, bias, target, temperature, entropy)
+    return logp, exact if entropy else None
+
+
+class _TokenLogp(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]  # torch types it as (*args)
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        temperature: float,
+        want_entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
+        size = hidden.shape[0]
+        logp = hidden.new_empty(size, dtype=torch.float32)
+        lse = torch.empty_like(logp)
+        entropy = torch.empty_like(logp) if want_entropy else logp.new_empty(0)
+        for rows in _chunks(size, weight.shape[0]):
+            logits = _logits(hidden[rows], weight, bias, temperature)
+            top, top_index = logits.max(-1, keepdim=True)
+            own = logits.gather(-1, target[rows, None])
+            shifted = logits.sub_(top)
+            if want_entropy:
+                exps = shifted.exp()
+                weighted = (exps * shifted).sum(-1)
+            else:
+                exps = shifted.exp_()
+            others = exps.scatter_(-1, top_index, 0.0).sum(-1)
+            log_total = torch.log1p(others)  # logsumexp of the shifted logits
+            logp[rows] = (own - top).squeeze(-1) - log_total
+            lse[rows] = top.squeeze(-1) + log_total
+            if want_entropy:
+                entropy[rows] = log_total - weighted / (1 + others)
+        ctx.save_for_backward(hidden, weight, bias, target, lse, entropy)
+        ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_logp, grad_entropy = grads
+        hidden, weight, bias, target, lse, entropy = ctx.saved_tensors
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        d_hidden = torch.empty_like(hidden) if need_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        d_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
+        for rows in _chunks(hidden.shape[0], weight.shape[0]):
+            logits = _logits(hidden[rows], weight, bias, ctx.temperature)
+            log_p = logits.sub_(lse[rows, None])
+            d_logits = _d_logits(
+                log_p,
+                target[rows, None],
+                None if grad_logp is None else grad_logp[rows, None],
+                None if grad_entropy is None else grad_entropy[rows, None],
+                entropy[rows, None] if grad_entropy is not None else None,
+            ).div_(ctx.temperature)
+            if d_hidden is not None:
+                d_hidden[rows] = (d_logits @ weight.float()).to(hidden.dtype)
+            if d_weight is not None:
+                d_weight.addmm_(d_logits.T, hidden[rows].float())
+            if d_bias is not None:
+                d_bias += d_logits.sum(0)
+        return (
+            d_hidden,
+            None if d_weight is None else d_weight.to(weight.dtype),
+            None if d_bias is None else d_bias.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _d_logits(
+    log_p: Tensor,
+    target: Tensor,
+    grad_logp: Tensor | None,
+    grad_entropy: Tensor | None,
+    entropy: Tensor | None,
+) -> Tensor:
+    """Gradient of one chunk's logits [t, V]; columns [t, 1] broadcast. Overwrites `log_p`."""
+    p = log_p.exp()
+    if grad_entropy is not None and entropy is not None:  # dH/dz_j = -p_j * (log p_j + H)
+        gradient = log_p.add_(entropy).mul_(p).mul_(-grad_entropy)
+    else:
+        gradient = torch.zeros_like(p) if grad_logp is None else log_p.zero_()
+    if grad_logp is not None:  # d logp_a/dz_j = [j = a] - p_j, and 1 - p_a is the others' sum
+        p.scatter_(-1, target, 0.0)
+        others = p.sum(-1, keepdim=True)
+        gradient.addcmul_(p, grad_logp, value=-1.0)
+        gradient.scatter_add_(-1, target, others * grad_logp)
+    return gradient
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """Float32 logits; the product itself accumulates in float32 whatever the inputs' dtype."""
+    logits = hidden.float() @ weight.float().T
+    if bias is not None:
+        logits += bias.float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def _chunks(size: int, vocabulary: int) -> list[slice]:
+    step = max(1, CHUNK_ELEMENTS // vocabulary)
+    return [slice(i, i + step) for i in range(0, size, step)]

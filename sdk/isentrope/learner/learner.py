@@ -1,0 +1,125 @@
+"""The learner: recomputes log-probs, and turns minibatches into optimizer steps."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import attrs
+import torch
+from attrs import define, field, frozen
+from torch import Tensor
+
+from isentrope.algorithms import Algorithm
+from isentrope.config import LearnerConfig
+from isentrope.episodes import Episode
+from isentrope.learner.aggregation import token_weights
+from isentrope.learner.packing import Trajectory, collate, micro_batches, token_batch
+from isentrope.learner.policy import Policy
+from isentrope.parts import Component, TokenBatch
+
+
+@frozen
+class StepReport:
+    """What one optimizer step did. Means are over the minibatch's unmasked tokens."""
+
+    loss: float
+    grad_norm: float
+    """L2 norm before clipping."""
+    skipped: bool
+    """The gradient was not finite: nothing was changed."""
+    tokens: int
+    diagnostics: dict[str, float]
+
+
+@define
+class Learner:
+    """A policy and its optimizer."""
+
+    policy: Policy
+    config: LearnerConfig
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Make the optimizer."""
+        self.optimizer = torch.optim.AdamW(
+            self.policy.trainable(),
+            lr=self.config.lr,
+            betas=self.config.betas,
+            weight_decay=self.config.weight_decay,
+            fused=True,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy is."""
+        return next(self.policy.parameters()).device
+
+    @torch.no_grad()
+    def log_probs(self, episodes: Sequence[Episode]) -> list[Tensor]:
+        """Return the present policy's log-probs [t] float32 of each episode's sampled tokens."""
+        found: dict[int, Tensor] = {}
+        for indices in micro_batches(episodes, self.config.micro_batch_tokens):
+            part = [episodes[i] for i in indices]
+            logp, _ = self.policy(collate(part, self.device))
+            lengths = [e.sampled_tokens for e in part]
+            found.update(zip(indices, logp.cpu().split(lengths), strict=True))
+        return [found[i] for i in range(len(episodes))]
+
+    def step(
+        self,
+        algorithm: Algorithm,
+        minibatch: Sequence[Trajectory],
+        *,
+        nominal_sequences: int,
+        step: int,
+    ) -> StepReport:
+        """Take one optimizer step on a minibatch.
+
+        nominal_sequences: episodes in a full minibatch. step: steps taken since the experience was
+        collected.
+        """
+        prepared = algorithm.prepare(token_batch(minibatch, self.device, step))
+        total_tokens = sum(len(t) for t in minibatch)
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        episodes = [t.episode for t in minibatch]
+        for indices in micro_batches(episodes, self.config.micro_batch_tokens):
+            batch = self._forward(prepared, [minibatch[i] for i in indices], step, sums)
+            weights = token_weights(
+                prepared, batch, nominal_sequences=nominal_sequences, total_tokens=total_tokens
+            )
+            per_token = prepared.objective(batch)
+            loss = (weights * per_token.where(batch.mask, per_token.new_zeros(()))).sum()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+            sums["loss"] += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable(), self.config.max_grad_norm)
+        finite = bool(norm.isfinite())
+        if finite:
+            self.optimizer.step()
+        means = {k: float(v) / max(total_tokens, 1) for k, v in sums.items() if k != "loss"}
+        return StepReport(float(sums["loss"]), float(norm), not finite, total_tokens, means)
+
+    def _forward(
+        self,
+        algorithm: Algorithm,
+        trajectories: Sequence[Trajectory],
+        step: int,
+        sums: dict[str, Tensor],
+    ) -> TokenBatch:
+        """Run the policy on one micro-batch and transform its advantages."""
+        inputs = collate([t.episode for t in trajectories], self.device)
+        logp, entropy = self.policy(inputs, entropy="entropy" in algorithm.needs)
+        batch = token_batch(trajectories, self.device, step)
+        batch = attrs.evolve(batch, logp=logp, entropy=entropy)
+        for transform in algorithm.transforms:
+            _add_diagnostics(sums, transform, batch)
+            batch = attrs.evolve(batch, advantage=transform(batch).detach())
+        _add_diagnostics(sums, algorithm.objective, batch)
+        return batch
+
+
+@torch.no_grad()
+def _add_diagnostics(sums: dict[str, Tensor], part: Component, batch: TokenBatch) -> None:
+    for name, values in part.diagnostics(batch).items():
+        sums[name] += (values * batch.mask).sum()

@@ -1,0 +1,112 @@
+"""Packing: from episodes of uneven length to what a forward pass takes, and back to tokens.
+
+A forward pass takes rows of similar length, padded on the right: causal attention then needs no
+mask, since no token sees what is behind it. Only states that predict a sampled token go on to the
+head, so that everything after the decoder is packed: [T] tokens, no padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import numpy as np
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from isentrope.episodes import Episode
+from isentrope.parts import TokenBatch
+
+
+@frozen
+class Inputs:
+    """One forward pass. R rows, L positions, T sampled tokens."""
+
+    ids: Tensor
+    """[R, L] int64, padded on the right with 0."""
+    row: Tensor
+    """[T] int64: row of the state that predicts each sampled token."""
+    column: Tensor
+    """[T] int64: its position."""
+    target: Tensor
+    """[T] int64: the sampled token."""
+
+
+@frozen
+class Trajectory:
+    """An episode as the learner sees it; t sampled tokens."""
+
+    episode: Episode = field(repr=False)
+    group: int
+    old_logp: Tensor = field(repr=False)
+    """[t] float32."""
+    advantage: Tensor = field(repr=False)
+    """[t] float32."""
+
+    def __len__(self) -> int:
+        return self.old_logp.numel()
+
+
+def row_tokens(episode: Episode) -> int:
+    """Return the length of an episode's longest segment."""
+    return max(len(segment.ids) for segment in episode.segments)
+
+
+def micro_batches(episodes: Sequence[Episode], budget: int) -> list[list[int]]:
+    """Split episodes into batches of similar length, each of at most `budget` padded tokens.
+
+    Returns indices. An episode longer than the budget gets a batch of its own.
+    """
+    order = sorted(range(len(episodes)), key=lambda i: row_tokens(episodes[i]))
+    batches: list[list[int]] = []
+    rows = 0
+    for i in order:
+        rows += len(episodes[i].segments)
+        if not batches or rows * row_tokens(episodes[i]) > budget:
+            batches.append([])
+            rows = len(episodes[i].segments)
+        batches[-1].append(i)
+    return batches
+
+
+def collate(episodes: Sequence[Episode], device: torch.device) -> Inputs:
+    """Lay episodes out for one forward pass; tokens come in the order of the episodes."""
+    segments = [segment for episode in episodes for segment in episode.segments]
+    ids = np.zeros((len(segments), max(len(s.ids) for s in segments)), np.int64)
+    rows, columns = [], []
+    for row, segment in enumerate(segments):
+        ids[row, : len(segment.ids)] = segment.ids
+        (position,) = segment.sampled.nonzero()
+        rows.append(np.full(len(position), row))
+        columns.append(position - 1)
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    target = ids[row, column + 1]
+    return Inputs(*(torch.from_numpy(x).to(device) for x in (ids, row, column, target)))
+
+
+def token_batch(trajectories: Sequence[Trajectory], device: torch.device, step: int) -> TokenBatch:
+    """Concatenate trajectories; `logp` is the old policy's until a forward pass replaces it."""
+    lengths = torch.tensor([len(t) for t in trajectories])
+    old_logp = torch.cat([t.old_logp for t in trajectories])
+    sampled = [s for t in trajectories for s in t.episode.segments]
+
+    def per_token(name: str) -> Tensor:
+        return torch.from_numpy(np.concatenate([getattr(s, name)[s.sampled] for s in sampled]))
+
+    batch = TokenBatch(
+        logp=old_logp,
+        old_logp=old_logp,
+        engine_logp=per_token("logp"),
+        advantage=torch.cat([t.advantage for t in trajectories]),
+        mask=torch.ones(old_logp.shape, dtype=torch.bool),
+        sequence=torch.repeat_interleave(torch.arange(len(trajectories)), lengths),
+        group=torch.repeat_interleave(torch.tensor([t.group for t in trajectories]), lengths),
+        turn=per_token("turn"),
+        num_sequences=len(trajectories),
+        step=step,
+    )
+    if device.type == "cpu":
+        return batch
+    tensors = {k: v for k, v in attrs.asdict(batch, recurse=False).items() if isinstance(v, Tensor)}
+    return attrs.evolve(batch, **{k: v.to(device) for k, v in tensors.items()})

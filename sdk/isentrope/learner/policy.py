@@ -1,0 +1,106 @@
+"""The policy: a transformers model whose forward ends in log-probs, not logits.
+
+`Policy` is written as the root that FSDP2 shards: everything between token ids and float32
+log-probs happens inside its forward, where the head's weight is whole.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from isentrope.config import LoraConfig
+from isentrope.errors import ConfigError
+from isentrope.learner.head import token_logp
+from isentrope.learner.packing import Inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SELF_TEST_TOLERANCE = 1e-3  # nats; a missing soft-cap or scale is off by orders more
+
+
+class Policy(nn.Module):
+    """Log-probs of sampled tokens under the present weights, at the sampling temperature.
+
+    Raises `ConfigError` where the model's own logits are more than its head's matrix product
+    (soft-capped or scaled), which the head does not reproduce.
+    """
+
+    def __init__(self, model: PreTrainedModel, temperature: float, lora: LoraConfig | None) -> None:
+        super().__init__()
+        model.eval()  # no dropout: old and new log-probs must be of the same function
+        self.temperature = temperature
+        self._plain = model
+        self.model = model if lora is None else _with_lora(model, lora)
+        self._self_test()
+
+    def forward(self, inputs: Inputs, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Return log-probs [T] float32 of the sampled tokens, and their exact entropies if asked."""
+        decoder: Any = self._plain.get_decoder()
+        states = decoder(input_ids=inputs.ids, use_cache=False).last_hidden_state
+        head: Any = self._plain.get_output_embeddings()
+        return token_logp(
+            states[inputs.row, inputs.column],
+            head.weight,
+            head.bias,
+            inputs.target,
+            self.temperature,
+            entropy=entropy,
+        )
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Return the parameters that are trained."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return every tensor by its name in the plain model, adapters merged in."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if self.model is self._plain:
+            return dict(self.model.state_dict())
+        merged: dict[str, Tensor] = {}
+        adapters = {n: m for n, m in self._plain.named_modules() if isinstance(m, BaseTunerLayer)}
+        for name, tensor in self._plain.state_dict().items():
+            if ".lora_" in name:
+                continue
+            plain = name.replace(".base_layer.", ".")
+            layer: Any = adapters.get(plain.removesuffix(".weight"))
+            merged[plain] = tensor
+            if layer is not None and plain.endswith(".weight"):
+                merged[plain] = tensor + layer.get_delta_weight("default").to(tensor.dtype)
+        return merged
+
+    @torch.no_grad()
+    def _self_test(self) -> None:
+        """Compare with the model's own logits, so that an unsupported head cannot pass unseen."""
+        vocabulary = int(self._plain.config.vocab_size)
+        ids = torch.arange(1, 9, device=self._plain.device).remainder(vocabulary)[None]
+        column = torch.arange(ids.shape[1] - 1, device=ids.device)
+        inputs = Inputs(ids, torch.zeros_like(column), column, ids[0, 1:])
+        ours, _ = self(inputs)
+        logits = self._plain(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        theirs = torch.log_softmax(logits / self.temperature, -1)
+        theirs = theirs.gather(-1, ids[0, 1:, None]).squeeze(-1)
+        tolerance = SELF_TEST_TOLERANCE if self._plain.dtype == torch.float32 else 0.25
+        if not (difference := float((ours - theirs).abs().max())) <= tolerance:
+            raise ConfigError(
+                f"{type(self._plain).__name__} does more than one matrix product after its last "
+                f"hidden state (log-probs differ by {difference:.3g} nats); models with capped or "
+                "scaled logits are not supported."
+            )
+
+
+def _with_lora(model: PreTrainedModel, lora: LoraConfig) -> nn.Module:
+    import peft
+
+    config = peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes any number
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    wrapped: nn.Module = peft.get_peft_model(model, config)
+    return wrapped

@@ -1,0 +1,1 @@
+"""Collecting experience: chat templates, the token ledger, and the collector."""

@@ -1,0 +1,67 @@
+"""From messages to token ids, by the tokenizer's own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from isentrope.episodes import Message
+from isentrope.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MARK = "ISENTROPE-ASSISTANT-TURN"
+
+
+class ChatTemplate:
+    """Renders a conversation's opening, and what follows an assistant's turn, as token ids.
+
+    The policy's own turns never pass through here: they stay the ids that were sampled.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Iterable[int]) -> None:
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                f"The tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template; "
+                "use an instruction-tuned model, or save one with tokenizer.chat_template set."
+            )
+        self._tokenizer = tokenizer
+        self._stop_ids = frozenset(stop_ids)
+
+    def opening(self, messages: Sequence[Message]) -> list[int]:
+        """Return the ids of the first messages, up to where the assistant begins to speak."""
+        return self._encode(self._render(messages))
+
+    def reply(self, messages: Sequence[Message], last_id: int) -> list[int]:
+        """Return the ids between the assistant's turn that ended in `last_id` and its next turn.
+
+        Rendered behind a stand-in conversation, so that what the template does to earlier turns
+        (dropping their thinking, say) touches nothing: the ledger keeps what was sampled.
+        """
+        stand_in: list[Message] = [
+            {"role": "user", "content": "-"},
+            {"role": "assistant", "content": _MARK},
+        ]
+        text = self._render([*stand_in, *messages]).split(_MARK, 1)[1]
+        if last_id in self._stop_ids:
+            text = text.removeprefix(self._tokenizer.decode([last_id]))
+        return self._encode(text)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return an assistant's turn as text, without the stop token that ended it."""
+        spoken = ids[:-1] if ids and ids[-1] in self._stop_ids else ids
+        decoded = self._tokenizer.decode(list(spoken), clean_up_tokenization_spaces=False)
+        assert isinstance(decoded, str)
+        return decoded
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        rendered = self._tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
+        )
+        assert isinstance(rendered, str)
+        return rendered
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids

@@ -1,0 +1,172 @@
+"""Running episodes: environments and an engine, side by side in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+from attrs import define, field, frozen
+
+from isentrope.components import make
+from isentrope.config import RolloutConfig
+from isentrope.engines import Engine, Sampling
+from isentrope.environments import TextEnv
+from isentrope.episodes import Episode, Message, Status, StopReason
+from isentrope.errors import EngineError
+from isentrope.rollout.chat import ChatTemplate
+from isentrope.rollout.ledger import TokenLedger
+from isentrope.seeding import derive
+from isentrope.specs import EnvRef
+
+
+@frozen
+class Request:
+    """One episode to run."""
+
+    task: str
+    seed: int
+    """The environment's seed: the same for a whole group."""
+    rollout: int
+    """Index in the group."""
+    sampling_seed: int
+    """What this rollout's turns are sampled with."""
+
+
+@define
+class RolloutCollector:
+    """Runs episodes to their end, whatever an environment does: a failure becomes a `Status`.
+
+    Environments run in this process, are reused after a clean episode and thrown away after a
+    failure. `close` closes them all.
+    """
+
+    env: EnvRef
+    engine: Engine
+    template: ChatTemplate
+    config: RolloutConfig
+    sampling: Sampling
+    context: int
+    """Tokens that fit into one episode."""
+    _idle: list[TextEnv] = field(factory=list, init=False)
+
+    async def collect(self, requests: Sequence[Request]) -> list[Episode]:
+        """Run all of them side by side; episodes come back in the order of the requests."""
+        return list(await asyncio.gather(*(self._run(request) for request in requests)))
+
+    def close(self) -> None:
+        """Close every environment."""
+        while self._idle:
+            self._idle.pop().close()
+
+    async def _run(self, request: Request) -> Episode:
+        record = _Record(request)
+        env = None
+        try:
+            env = self._idle.pop() if self._idle else make(self.env.id, **self.env.config)
+            await self._play(env, record)
+        except EngineError as error:
+            record.fail(Status.ENGINE_ERROR, str(error))
+        except Exception:  # an environment is a stranger's code: what it raises is data
+            record.fail(Status.ENV_ERROR, traceback.format_exc(limit=-8))
+        if env is not None:
+            self._release(env, clean=record.status is Status.OK)
+        return record.episode()
+
+    def _release(self, env: TextEnv, *, clean: bool) -> None:
+        if clean:
+            self._idle.append(env)
+            return
+        try:
+            env.close()
+        except Exception:  # noqa: S110  it failed already, and its episode says how
+            pass
+
+    async def _play(self, env: TextEnv, record: _Record) -> None:
+        request = record.request
+        observation, info = env.reset(seed=request.seed, options={"task": request.task})
+        ledger = record.open(self.template, _messages(observation, info))
+        for turn in range(self.config.max_turns):
+            room = self.context - len(ledger.ids)
+            if room < 1:
+                return record.stop(StopReason.CONTEXT)
+            completion = await self.engine.generate(
+                ledger.ids,
+                attrs.evolve(
+                    self.sampling,
+                    max_tokens=min(self.sampling.max_tokens, room),
+                    seed=derive(request.sampling_seed, turn),
+                ),
+            )
+            if not completion.ids:
+                raise EngineError("The engine returned an empty completion: no token, no stop.")
+            action = record.say(ledger.policy_said(completion))
+            if completion.finish_reason == "length":
+                short = room <= self.sampling.max_tokens
+                return record.stop(StopReason.CONTEXT if short else StopReason.MAX_TOKENS)
+            observation, reward, terminated, truncated, info = env.step(action)
+            record.rewards.append(reward)
+            if terminated or truncated:
+                return record.finish(info, terminated=terminated)
+            answer = _messages(observation, info)
+            record.messages += answer
+            ledger.environment_said(answer)
+        record.stop(StopReason.MAX_TURNS)
+
+
+def _messages(observation: str, info: Mapping[str, Any]) -> list[Message]:
+    return list(info.get("messages") or [{"role": "user", "content": observation}])
+
+
+@define
+class _Record:
+    """An episode in the making."""
+
+    request: Request
+    ledger: TokenLedger | None = None
+    messages: list[Message] = field(factory=list)
+    rewards: list[float] = field(factory=list)
+    success: bool = False
+    status: Status = Status.OK
+    stop_reason: StopReason = StopReason.FAILED
+    error: str | None = None
+    metrics: dict[str, float] = field(factory=dict)
+
+    def open(self, template: ChatTemplate, messages: list[Message]) -> TokenLedger:
+        self.messages += messages
+        self.ledger = TokenLedger(template, messages)
+        return self.ledger
+
+    def say(self, text: str) -> str:
+        self.messages.append({"role": "assistant", "content": text})
+        return text
+
+    def stop(self, reason: StopReason) -> None:
+        self.stop_reason = reason
+
+    def finish(self, info: Mapping[str, Any], *, terminated: bool) -> None:
+        reason = StopReason.TERMINATED if terminated else info.get("stop_reason")
+        self.stop_reason = StopReason(reason or StopReason.TRUNCATED)
+        self.success = bool(info.get("success", False))
+        self.metrics = {k: float(v) for k, v in info.get("metrics", {}).items()}
+
+    def fail(self, status: Status, error: str) -> None:
+        self.status, self.error, self.stop_reason = status, error, StopReason.FAILED
+        self.success = False
+
+    def episode(self) -> Episode:
+        return Episode(
+            task=self.request.task,
+            seed=self.request.seed,
+            rollout=self.request.rollout,
+            segments=self.ledger.segments() if self.ledger else (),
+            messages=tuple(self.messages),
+            rewards=tuple(self.rewards),
+            success=self.success,
+            stop_reason=self.stop_reason,
+            status=self.status,
+            error=self.error,
+            metrics=self.metrics,
+        )
