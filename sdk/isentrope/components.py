@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
@@ -146,10 +147,8 @@ def _override(algorithm: Algorithm, overrides: Mapping[str, Any], what: str) -> 
     for key, value in overrides.items():
         edits = isinstance(value, Mapping) and "id" not in value and key in slots
         if edits:
-            try:
-                changed[key] = _edit(slots[key], value, f"{what}, {key}")
-            except _PlacedError as error:
-                raise _at(key, error) from error
+            with _place(key):
+                changed[key] = _edit(slots[key], value, what)
         elif key in own:
             changed[key] = _structure_field(own[key], value)
         else:
@@ -185,10 +184,18 @@ def _fields(cls: Any) -> dict[str, attrs.Attribute[Any]]:
 
 
 def _structure_field(attribute: attrs.Attribute[Any], value: Any) -> Any:
-    try:
+    with _place(attribute.name):
         return structure(value, attribute.type if attribute.type is not None else Any)
+
+
+@contextmanager
+def _place(key: str) -> Iterator[None]:
+    """Say in a `ConfigError` that passes through where it happened."""
+    try:
+        yield
     except ConfigError as error:
-        raise _at(attribute.name, error) from error
+        error.place = f"{key}.{error.place}" if error.place else key
+        raise
 
 
 # ---------------------------------------------------------------- the converter
@@ -199,7 +206,7 @@ def _make_converter() -> cattrs.Converter:
     for kind in (int, float, str, bool):
         converter.register_structure_hook(kind, _strict)
     converter.register_structure_hook_func(lambda t: get_origin(t) is Literal, _structure_literal)
-    converter.register_structure_hook(Path, lambda value, _: Path(_strict(value, str)))
+    converter.register_structure_hook(Path, _structure_path)
     converter.register_unstructure_hook(Path, str)
     converter.register_structure_hook_func(attrs.has, _structure_attrs)
     converter.register_unstructure_hook_func(_is_component_instance, _unstructure_component)
@@ -221,6 +228,10 @@ def _strict(value: Any, kind: type) -> Any:
             raise ConfigError("must be a number, not NaN")
         return value
     raise ConfigError(f"must be {_words(kind)}, not {value!r}")
+
+
+def _structure_path(value: Any, _: Any) -> Path:
+    return value if isinstance(value, Path) else Path(_strict(value, str))
 
 
 def _words(kind: type) -> str:
@@ -258,20 +269,6 @@ def _structure_attrs(value: Any, cls: Any) -> Any:
 def _attrs_sentence(error: Exception) -> str:
     """Attrs' validators carry (message, attribute, ...): the message is the sentence."""
     return str(error.args[0]) if error.args else str(error)
-
-
-class _PlacedError(ConfigError):
-    """A ConfigError that knows its place in the data."""
-
-    def __init__(self, place: str, sentence: str) -> None:
-        self.place, self.sentence = place, sentence
-        super().__init__(f"{place}: {sentence}")
-
-
-def _at(key: str, error: ConfigError) -> ConfigError:
-    if isinstance(error, _PlacedError):
-        return _PlacedError(f"{key}.{error.place}", error.sentence)
-    return _PlacedError(key, str(error))
 
 
 def _structure_component_of(kind: str) -> Callable[[Any, Any], Any]:

@@ -155,10 +155,16 @@ def read_config(
         data = dict(source or {})
     for key, value in (overrides or {}).items():
         _merge(data, key.split("."), value)
+    for name, kind in (("env", "environment"), ("algorithm", "recipe")):
+        if name not in data:
+            known = ", ".join(sorted(registry().specs(kind)))
+            raise ConfigError(f"{name} is missing: choose one of {known}.")
     try:
         return structure(data, TrainConfig)
     except ConfigError as error:
-        raise error if isinstance(source, TrainConfig) else _named(error, source, data) from error
+        if isinstance(source, (str, Path)):
+            error.place = f"{source}, {error.place}" if error.place else str(source)
+        raise
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -188,22 +194,6 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
 def to_toml(config: TrainConfig) -> str:
     """Write a config as TOML that `read_config` reads back to an equal one."""
     return tomli_w.dumps(_without_none(unstructure(config)))
-
-
-def known_environments() -> list[str]:
-    """Return the ids of all usable environments."""
-    return sorted(registry().specs("environment"))
-
-
-def _named(error: ConfigError, source: Any, data: Mapping[str, Any]) -> ConfigError:
-    for name, options in (("env", known_environments()), ("algorithm", _recipes())):
-        if name not in data:
-            return ConfigError(f"{name} is missing: choose one of {', '.join(options)}.")
-    return ConfigError(f"{source}: {error}") if isinstance(source, (str, Path)) else error
-
-
-def _recipes() -> list[str]:
-    return sorted(registry().specs("recipe"))
 
 
 def _merge(data: dict[str, Any], path: list[str], value: Any) -> None:

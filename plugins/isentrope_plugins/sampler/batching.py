@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import field, frozen
 
 from isentrope import Completion, EngineError, Sampling, WeightsRef
-
 from isentrope_plugins.sampler.wave import sample
 from isentrope_plugins.sampler.weights import copy_weights
 
@@ -43,10 +42,25 @@ class BatchingEngine:
     by no clock.
     """
 
-    def __init__(self, decoder: Decoder, *, vocabulary: int, context: int, max_batch: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder[Any],
+        *,
+        vocabulary: int,
+        context: int,
+        constants: Set[str],
+        max_batch: int,
+    ) -> None:
+        """Take over `decoder`.
+
+        vocabulary: how many token ids the model can read. context: how many positions it has.
+        constants: buffers that follow from the model's config; publications may bring them along.
+        max_batch: how many rows are decoded together at most.
+        """
         self._decoder = decoder
         self._vocabulary = vocabulary
         self._context = context
+        self._constants = constants
         self._max_batch = max_batch
         self._version = 0
         self._waiting: list[_Request] = []
@@ -58,9 +72,7 @@ class BatchingEngine:
     async def generate(self, prompt: Sequence[int], sampling: Sampling) -> Completion:
         """Draw one completion of `prompt`, together with whatever else is pending."""
         self._check_open()
-        request = _Request(
-            tuple(prompt), sampling, asyncio.get_running_loop().create_future()
-        )
+        request = _Request(tuple(prompt), sampling, asyncio.get_running_loop().create_future())
         self._check(request)
         self._waiting.append(request)
         if self._waves is None or self._waves.done():
@@ -72,7 +84,8 @@ class BatchingEngine:
         self._check_open()
 
         def install() -> None:
-            copy_weights(weights.tensors, self._decoder.weights)
+            varying = {n: t for n, t in weights.tensors.items() if n not in self._constants}
+            copy_weights(varying, self._decoder.weights)
             self._version = weights.version
 
         await self._in_thread(install)

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from transformers import DynamicCache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class _Cache:
     """Keys and values in transformers' own container, and where each row stands."""
 
-    def __init__(self, model: PreTrainedModel, ids: Tensor, pad: Tensor | None) -> None:
+    def __init__(self, config: PreTrainedConfig, ids: Tensor, pad: Tensor | None) -> None:
         rows, width = ids.shape
-        self.states = DynamicCache(config=model.config)
+        self.states = DynamicCache(config=config)
         self.mask: Tensor | None = None
         """[B, S] int64, 0 where a slot is padding; None where no row has any."""
         slots = torch.arange(width, device=ids.device)
@@ -40,7 +41,7 @@ class _Cache:
         # leave the model's table.
         self.positions = (self.positions[:, -1:] + 1).clamp(max=limit - 1)
         if self.mask is not None:
-            self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
+            self.mask = nn.functional.pad(self.mask, (0, 1), value=1)
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows."""
@@ -55,7 +56,8 @@ class CachedDecoder:
 
     def __init__(self, model: PreTrainedModel, device: str) -> None:
         self.device = device
-        self._model: Any = copy.deepcopy(model).to(device).eval().requires_grad_(False)
+        self._config = model.config
+        self._model = _copied(model, device)
         self._limit = int(model.config.max_position_embeddings)
         # Nearly all models can compute the last logits only; the others compute them all.
         parameters = inspect.signature(self._model.forward).parameters
@@ -64,11 +66,11 @@ class CachedDecoder:
     @property
     def weights(self) -> Mapping[str, Tensor]:
         """The model's own parameters and persistent buffers."""
-        return self._model.state_dict(keep_vars=True)  # type: ignore[no-any-return]  # untyped
+        return self._model.state_dict(keep_vars=True)
 
     def prefill(self, ids: Tensor, pad: Tensor | None) -> tuple[Tensor, _Cache]:
         """Read prompts; see `Decoder`."""
-        cache = _Cache(self._model, ids, pad)
+        cache = _Cache(self._config, ids, pad)
         return self._forward(ids, cache), cache
 
     def step(self, ids: Tensor, cache: _Cache) -> Tensor:
@@ -86,3 +88,8 @@ class CachedDecoder:
             **self._options,
         )
         return output.logits[:, -1].float()  # type: ignore[no-any-return]  # untyped
+
+
+def _copied(model: nn.Module, device: str) -> nn.Module:
+    # A plain module here: transformers decorates `to` beyond what a type checker can follow.
+    return copy.deepcopy(model).to(device).eval().requires_grad_(False)

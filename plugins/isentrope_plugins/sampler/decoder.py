@@ -7,7 +7,7 @@ on the left, so that every row's next token goes to the same slot.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,10 @@ class Cache(Protocol):
         ...
 
 
-class Decoder(Protocol):
+CacheT = TypeVar("CacheT", bound=Cache)
+
+
+class Decoder(Protocol[CacheT]):
     """A causal language model that decodes a batch one token at a time."""
 
     @property
@@ -37,7 +40,7 @@ class Decoder(Protocol):
         """Where ids are expected and logits are returned."""
         ...
 
-    def prefill(self, ids: Tensor, pad: Tensor | None) -> tuple[Tensor, Cache]:
+    def prefill(self, ids: Tensor, pad: Tensor | None) -> tuple[Tensor, CacheT]:
         """Read prompts and return the logits [B, V] float32 that follow them, with their cache.
 
         `ids`: [B, P] int64, padded on the left. `pad`: [B] int64, how many slots of each row are
@@ -45,6 +48,6 @@ class Decoder(Protocol):
         """
         ...
 
-    def step(self, ids: Tensor, cache: Cache) -> Tensor:
+    def step(self, ids: Tensor, cache: CacheT) -> Tensor:
         """Append one token to every row ([B] int64) and return the next logits [B, V] float32."""
         ...

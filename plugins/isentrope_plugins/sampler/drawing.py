@@ -17,33 +17,39 @@ import torch
 from isentrope import EngineError, Sampling
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
-
-_BLOCK = 64
-"""Uniform numbers drawn at a time: a bound on memory where max_tokens is large."""
 
 
 class Uniforms:
-    """One stream of uniform numbers in [0, 1) per row, decided by its seed alone."""
+    """One stream of uniform numbers in [0, 1) per row, decided by its seed alone.
+
+    SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), for
+    all rows at once: a generator object per row would take as long as several tokens.
+    """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        # Philox is made for this: any two keys, neighbours included, give unrelated streams.
-        self._streams = [np.random.Generator(np.random.Philox(key=seed % 2**128)) for seed in seeds]
-        self._block = np.empty((len(seeds), 0))
-        self._at = 0
+        # Mixed, the streams of neighbouring seeds have nothing in common.
+        self._state = _mix(np.array([seed % 2**64 for seed in seeds], np.uint64))
 
-    def __next__(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """Return the next number of every stream, [B] float64."""
-        if self._at == self._block.shape[1]:
-            self._block = np.stack([stream.random(_BLOCK) for stream in self._streams])
-            self._at = 0
-        self._at += 1
-        return self._block[:, self._at - 1]
+    def __next__(self) -> NDArray[np.float64]:
+        """Return the next number of every stream, [B]."""
+        self._state = self._state + _GOLDEN
+        return (_mix(self._state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
-    def select(self, rows: Sequence[int]) -> None:
+    def select(self, rows: NDArray[np.intp]) -> None:
         """Keep these streams, in this order."""
-        self._streams = [self._streams[row] for row in rows]
-        self._block = self._block[rows]
+        self._state = self._state[rows]
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return 64 bits of which each depends on all bits of `state`."""
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
 
 
 class Drawer:
@@ -70,9 +76,9 @@ class Drawer:
             None if set(temperatures) <= {1.0} else column(temperatures, torch.float32)
         )
 
-    def select(self, rows: Sequence[int]) -> None:
+    def select(self, rows: NDArray[np.intp]) -> None:
         """Keep these rows, in this order."""
-        self._samplings = [self._samplings[row] for row in rows]
+        self._samplings = [self._samplings[row] for row in rows.tolist()]
         self._uniforms.select(rows)
         self._prepare()
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from attrs import field, frozen, validators
 
 from isentrope import Engine, LanguageModel
-
 from isentrope_plugins.sampler.batching import BatchingEngine
-from isentrope_plugins.sampler.cached import CachedDecoder
+from isentrope_plugins.sampler.choosing import decoder_for
 
 
 @frozen(kw_only=True)
@@ -21,10 +20,12 @@ class TransformersEngine:
 
     def build(self, model: LanguageModel) -> Engine:
         """Copy the model's present weights into an engine, as version 0."""
-        decoder = CachedDecoder(model.model, self.device or str(model.model.device))
+        policy = model.model
+        decoder = decoder_for(policy, self.device or str(policy.device))
         return BatchingEngine(
             decoder,
-            vocabulary=model.model.get_input_embeddings().num_embeddings,
+            vocabulary=policy.get_input_embeddings().get_parameter("weight").shape[0],
             context=model.context,
+            constants=dict(policy.named_buffers()).keys() - policy.state_dict().keys(),
             max_batch=self.max_batch,
         )

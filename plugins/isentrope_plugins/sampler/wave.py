@@ -12,17 +12,18 @@ import numpy as np
 import torch
 
 from isentrope import Completion, Sampling
-
 from isentrope_plugins.sampler.drawing import Drawer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from isentrope_plugins.sampler.decoder import Cache, Decoder
+    from isentrope_plugins.sampler.decoder import CacheT, Decoder
 
 _WORTH_COMPACTING = 0.25
 """Share of finished rows from which copying the others' cache costs less than decoding them on."""
+_LOOK_EVERY = 16
+"""Tokens between two looks at who has gone: asking every row takes time, too."""
 
 
 class Request(Protocol):
@@ -44,7 +45,7 @@ class Request(Protocol):
         ...
 
 
-def sample(decoder: Decoder, requests: Sequence[Request], version: int) -> list[Completion]:
+def sample(decoder: Decoder[CacheT], requests: Sequence[Request], version: int) -> list[Completion]:
     """Draw a completion of every request; an abandoned one's is cut off anywhere."""
     with torch.inference_mode():
         wave = _Wave(decoder, requests)
@@ -56,7 +57,7 @@ def sample(decoder: Decoder, requests: Sequence[Request], version: int) -> list[
 class _Wave:
     """The rows in flight, and what has been drawn for each."""
 
-    def __init__(self, decoder: Decoder, requests: Sequence[Request]) -> None:
+    def __init__(self, decoder: Decoder[CacheT], requests: Sequence[Request]) -> None:
         samplings = [request.sampling for request in requests]
         self._decoder = decoder
         self._requests = requests
@@ -93,14 +94,16 @@ class _Wave:
     def _retire(self, ids: NDArray[np.int64]) -> None:
         """Close the rows whose token `ids` [B] was their last."""
         stopped = (ids[:, None] == self._stops).any(1)
-        ended = stopped | (self._limits <= self._steps) | self._abandoned()
+        ended = stopped | (self._limits <= self._steps)
+        if self._steps % _LOOK_EVERY == 0:
+            ended |= self._abandoned()
         closing = self._of[self.live & ended]
         self._lengths[closing] = self._steps
         self._stopped[closing] = stopped[self.live & ended]
         self.live &= ~ended
 
     def _abandoned(self) -> NDArray[np.bool_]:
-        return np.array([self._requests[index].abandoned for index in self._of])
+        return np.array([self._requests[index].abandoned for index in self._of.tolist()])
 
     def _compact(self) -> Tensor:
         """Drop finished rows from the batch; return the rows [B'] that were kept."""
@@ -127,7 +130,7 @@ class _Wave:
         ]
 
 
-def _prefill(decoder: Decoder, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Cache]:
+def _prefill(decoder: Decoder[CacheT], prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, CacheT]:
     """Read every distinct prompt once; return one row of logits and cache per prompt given."""
     distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
     width = max(map(len, distinct))

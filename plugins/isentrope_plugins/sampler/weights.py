@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 def copy_weights(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     """Copy `source` into the tensors of `target` by name, casting to their dtype and device.
 
-    A tied parameter may come under any of its names. Buffers that a decoder has no place for are
-    constants of the architecture (rotary frequencies, say) that it derives by itself.
-
-    Raises `EngineError`, before anything is written, where names or shapes do not match.
+    A tied parameter may come under any of its names. Raises `EngineError`, before anything is
+    written, where names or shapes do not match.
     """
     _check(source, target)
     with torch.no_grad():

@@ -19,6 +19,7 @@ from isentrope import EnvRef, LanguageModel, Message
 from isentrope_plugins.tiny.demonstrations import demonstrations
 
 _FORMAT = 1  # raise when warm-up or tokenizer change, so that no stale policy is used
+DEMONSTRATIONS, FINGERPRINT = 8192, 256  # played for a warm-up; hashed to find it again
 _at_least_one = validators.ge(1)
 
 
@@ -50,12 +51,15 @@ class TinyQwen3:
         """Take the model from the cache, or make it and put it there."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        corpus = demonstrations(
-            self.warmup_env or env, 8192, self.warmup_noise, self.seed
-        )
-        folder = cache_folder() / f"tiny-qwen3-{self._hash(corpus)}"
+        source = self.warmup_env or env
+
+        def play(count: int) -> list[list[Message]]:
+            return demonstrations(source, count, self.warmup_noise, self.seed)
+
+        # The first few stand for all: who plays these, plays the rest the same.
+        folder = cache_folder() / f"tiny-qwen3-{self._hash(play(FINGERPRINT))}"
         if not folder.exists():
-            self._make(corpus, folder)
+            self._make(play(DEMONSTRATIONS), folder)
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
             return LanguageModel(model, AutoTokenizer.from_pretrained(folder))

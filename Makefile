@@ -1,0 +1,44 @@
+# make test    the default suite (no slow tests)
+# make check   what CI runs: lint, import rules, types, then every test
+# Both make .venv first, and again when pyproject.toml or constraints.txt changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+SHELL := bash
+# torch's own threads slow tiny models down, and two test workers share the cores already.
+export OMP_NUM_THREADS ?= 1
+# Recipes that begin with `time` say how long they took.
+export TIMEFORMAT = ---- %R s
+
+.PHONY: install test check lint imports types test-all clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	time $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	touch $@
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: lint imports types test-all
+
+lint: $(INSTALLED)
+	time { $(BIN)/ruff check . && $(BIN)/ruff format --check .; }
+
+imports: $(INSTALLED)
+	time $(BIN)/lint-imports --no-cache
+
+types: $(INSTALLED)
+	time $(BIN)/mypy
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS) -m ''
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

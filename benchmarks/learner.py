@@ -1,0 +1,259 @@
+"""The learner's step against the same step written by hand in bare PyTorch.
+
+    python benchmarks/learner.py [--quick]
+
+Ours packs, collates, runs parts and diagnostics, and recomputes its logits; the step by hand gets
+its padded rows ready made (the same rows in the same order), and the loss, the aggregation and the
+optimizer are inlined. Two of them: one that takes the sampled positions before the head, as ours
+does, and one that runs the head over every padded position, as most scripts do. Rounds are
+interleaved, so that whatever else the machine does meets all alike, and the ratio is the median of
+the rounds' own. One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from attrs import frozen
+from torch import Tensor
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from isentrope import Algorithm, Episode, LearnerConfig, Segment, recipe
+from isentrope.episodes import StopReason
+from isentrope.learner.learner import Learner
+from isentrope.learner.packing import Trajectory, collate, micro_batches
+from isentrope.learner.policy import Policy
+
+EPISODES, PROMPT, SHORTEST, LONGEST = 256, 11, 6, 32
+VOCABULARY = 286
+TARGET = 1.1
+BUDGETS = (512, 1024, 2048, 4096, 8192, 16384)
+WARM_UP = 2
+
+
+@frozen
+class ByHand:
+    """One micro-batch, ready for a step by hand. R rows, L positions, T sampled tokens."""
+
+    ids: Tensor
+    row: Tensor
+    column: Tensor
+    target: Tensor
+    old_logp: Tensor
+    advantage: Tensor
+    weight: Tensor
+    """[T] of each token in the loss: seq-mean-token-mean."""
+
+
+def make_model() -> Qwen3ForCausalLM:
+    """Make the embedded model's shape, with random weights."""
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            intermediate_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+        )
+    ).eval()
+
+
+def make_episodes() -> list[Episode]:
+    """Make episodes of one turn, of even lengths between the shortest and the longest."""
+    rng = np.random.default_rng(0)
+    episodes = []
+    for i, sampled in enumerate(rng.integers(SHORTEST, LONGEST + 1, EPISODES)):
+        size = PROMPT + int(sampled)
+        mask = np.arange(size) >= PROMPT
+        ids = rng.integers(0, VOCABULARY, size)
+        segment = Segment(ids, mask, np.zeros(size), np.zeros(size), np.where(mask, 0, -1))
+        task = f"task-{i // 8}"
+        episodes.append(Episode(task, 0, i % 8, (segment,), (), (0.0,), False, StopReason.TERMINATED))
+    return episodes
+
+
+def make_trajectories(learner: Learner, episodes: list[Episode]) -> list[Trajectory]:
+    """Give every episode a random advantage, and log-probs that make some ratios clip."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    old_logp = [x + 0.1 * noise(x.numel()) for x in learner.log_probs(episodes)]
+    return [
+        Trajectory(episode, i // 8, old, noise(1).expand(old.numel()))
+        for i, (episode, old) in enumerate(zip(episodes, old_logp, strict=True))
+    ]
+
+
+def prepare_by_hand(trajectories: list[Trajectory], budget: int) -> list[ByHand]:
+    """Lay the same rows out in the same order as the learner will."""
+    batches = []
+    for indices in micro_batches([t.episode for t in trajectories], budget):
+        part = [trajectories[i] for i in indices]
+        inputs = collate([t.episode for t in part], torch.device("cpu"))
+        weight = [torch.full((len(t),), 1 / len(t) / len(trajectories)) for t in part]
+        batches.append(
+            ByHand(
+                ids=inputs.ids,
+                row=inputs.row,
+                column=inputs.column,
+                target=inputs.target,
+                old_logp=torch.cat([t.old_logp for t in part]),
+                advantage=torch.cat([t.advantage for t in part]),
+                weight=torch.cat(weight),
+            )
+        )
+    return batches
+
+
+def logp_packed(model: Any, batch: ByHand) -> Tensor:
+    """Log-probs [T] by taking the sampled positions first, and the head after."""
+    states = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
+    logits = model.lm_head(states[batch.row, batch.column])
+    return torch.log_softmax(logits, -1).gather(-1, batch.target[:, None]).squeeze(-1)
+
+
+def logp_padded(model: Any, batch: ByHand) -> Tensor:
+    """Log-probs [T] from the logits of every padded position."""
+    logits = model(input_ids=batch.ids, use_cache=False).logits[:, :-1]
+    logp = torch.log_softmax(logits, -1).gather(-1, batch.ids[:, 1:, None]).squeeze(-1)
+    return logp[batch.row, batch.column]
+
+
+def step_by_hand(
+    model: Any, optimizer: Any, batches: list[ByHand], logp_of: Callable[[Any, ByHand], Tensor]
+) -> Tensor:
+    """Take one step: PPO's clip, the mean of sequences' means, clipped gradient, AdamW."""
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros(())
+    for batch in batches:
+        ratio = (logp_of(model, batch) - batch.old_logp).exp()
+        clipped = ratio.clamp(0.8, 1.2)
+        per_token = -torch.minimum(ratio * batch.advantage, clipped * batch.advantage)
+        loss = (batch.weight * per_token).sum()
+        loss.backward()
+        total += loss.detach()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return total
+
+
+def make_learner(model: Qwen3ForCausalLM, budget: int) -> Learner:
+    """Make a learner of a copy of `model`."""
+    config = LearnerConfig(lr=1e-4, max_grad_norm=1.0, micro_batch_tokens=budget)
+    return Learner(Policy(copy.deepcopy(model), 1.0, lora=None), config)
+
+
+def contestants(
+    algorithm: Algorithm, budget: int
+) -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[], object]]]:
+    """Return steps and log-prob passes by name, ours first."""
+    model, episodes = make_model(), make_episodes()
+    learner = make_learner(model, budget)
+    trajectories = make_trajectories(learner, episodes)
+    batches = prepare_by_hand(trajectories, budget)
+
+    def by_hand(logp_of: Callable[[Any, ByHand], Tensor]) -> Callable[[], Tensor]:
+        own = copy.deepcopy(model)
+        config = learner.config
+        optimizer = torch.optim.AdamW(
+            own.parameters(),
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        return lambda: step_by_hand(own, optimizer, batches, logp_of)
+
+    def ours() -> float:
+        return learner.step(algorithm, trajectories, nominal_sequences=EPISODES, step=0).loss
+
+    def log_probs_by_hand() -> list[Tensor]:
+        with torch.no_grad():
+            return [logp_packed(model, batch) for batch in batches]
+
+    steps = {"ours": ours, "by hand": by_hand(logp_packed), "all positions": by_hand(logp_padded)}
+    losses = [float(step()) for step in steps.values()]  # type: ignore[arg-type]  # a loss each
+    assert max(losses) - min(losses) < 1e-5, f"not the same step: {losses}"
+    return steps, {"ours": lambda: learner.log_probs(episodes), "by hand": log_probs_by_hand}
+
+
+def measure(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each, round by round; every other round goes backwards."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(-WARM_UP, rounds):
+        for name, function in list(functions.items())[:: 1 if number % 2 else -1]:
+            start = time.perf_counter()
+            function()
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], name: str) -> float:
+    """Return the median over rounds of ours over the other's."""
+    return median(a / b for a, b in zip(seconds["ours"], seconds[name], strict=True))
+
+
+def padded_share(budget: int) -> float:
+    """Return how many of the padded positions are padding."""
+    episodes = make_episodes()
+    real = sum(len(s.ids) for e in episodes for s in e.segments)
+    batches = micro_batches(episodes, budget)
+    padded = [collate([episodes[i] for i in b], torch.device("cpu")).ids.numel() for b in batches]
+    return 1 - real / sum(padded)
+
+
+def sweep(rounds: int) -> None:
+    """Print what a step costs at each ``micro_batch_tokens``."""
+    algorithm = recipe("grpo", minibatch=EPISODES)
+    functions = {str(b): contestants(algorithm, b)[0]["ours"] for b in BUDGETS}
+    seconds = measure(functions, rounds)
+    print(f"\n{'micro_batch_tokens':>20} {'batches':>8} {'padding':>8} {'ms':>8} {'tokens/s':>9}")
+    tokens = sum(e.sampled_tokens for e in make_episodes())
+    for budget in BUDGETS:
+        batches = len(micro_batches(make_episodes(), budget))
+        took = median(seconds[str(budget)])
+        share = f"{padded_share(budget):.1%}"
+        print(f"{budget:>20} {batches:>8} {share:>8} {took * 1e3:>8.1f} {tokens / took:>9.0f}")
+
+
+def main() -> None:
+    """Run the comparison and print it."""
+    parser = argparse.ArgumentParser(description="Time the learner's step against bare PyTorch.")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, no sweep")
+    parser.add_argument("--budget", type=int, default=LearnerConfig().micro_batch_tokens)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rounds = 8 if arguments.quick else 40
+    steps, passes = contestants(recipe("grpo", minibatch=EPISODES), arguments.budget)
+    print(f"torch {torch.__version__}, 1 thread, micro_batch_tokens={arguments.budget}")
+    print(f"{'':>24} {'median ms':>10} {'ours / it':>10}")
+    for kind, functions in (("step", steps), ("log_probs", passes)):
+        seconds = measure(functions, rounds)
+        for name, took in seconds.items():
+            against = f"{ratio(seconds, name):.3f}" if name != "ours" else ""
+            print(f"{kind + ', ' + name:>24} {median(took) * 1e3:>10.1f} {against:>10}")
+        if kind == "step":
+            reached = ratio(seconds, "by hand")
+    verdict = "reached" if reached <= TARGET else "missed"
+    print(f"step, ours / by hand: {reached:.3f} (target {TARGET}: {verdict})")
+    if not arguments.quick:
+        sweep(rounds // 2)
+
+
+if __name__ == "__main__":
+    main()
