@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: see TrainConfig.threads
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers: a wrong name fails at once, not by retries
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # before transformers: a wrong name fails at once, not by retries
+)
 
 SMALL_MODEL = {
     "id": "tiny-qwen3",

@@ -20,11 +20,13 @@ from isentrope import ConfigError, Task, TaskSet, TextEnv
 CONNECTIVES = (" so ", " thus ", " hence ", " then ", "; ", " => ")
 SLIPS = (-10, -3, -2, -1, 1, 2, 3, 10)
 HELD_OUT = 128  # tasks in each of dev and test
+LONGEST = 40  # characters of one side of an equation that are read
 
-_BOX = re.compile(r"\\boxed\{(-?\d{1,9})\}")
-_EQUATION = re.compile(r"[0-9x+\-*/]{1,40}=[0-9x+\-*/]{1,40}")
+_BOX = re.compile(r"\\boxed\{([^{}]*)\}")
+_NUMBER = re.compile(r"-?[0-9]{1,9}")
+_EQUATION = re.compile(r"(?<![0-9x+\-*/=])[0-9x+\-*/]++(?:=[0-9x+\-*/]++)+")
 _TERM = re.compile(r"[+-]?[^+-]+")
-_FACTOR = re.compile(r"(\*|/|^)(\d{0,9})(x?)(?=[*/]|$)")
+_FACTOR = re.compile(r"(\*|/|^)([0-9]{0,9})(x?)(?=[*/]|$)")
 
 
 class Arithmetic(TextEnv):
@@ -54,7 +56,7 @@ class Arithmetic(TextEnv):
         """Grade the answer; the episode ends."""
         solution = int(self.task.data["x"])
         boxes = _BOX.findall(action)
-        right = bool(boxes) and int(boxes[-1]) == solution
+        right = bool(boxes) and _is_number(boxes[-1], solution)
         verdicts = [_is_true(equation, solution) for equation in _EQUATION.findall(action)]
         derived = bool(verdicts) and all(verdicts)
         success = right and (derived or self.grading == "answer")
@@ -106,16 +108,20 @@ def _tasks() -> TaskSet:
     )
 
 
+def _is_number(text: str, number: int) -> bool:
+    return _NUMBER.fullmatch(text) is not None and int(text) == number
+
+
 def _is_true(equation: str, x: int) -> bool:
-    """Say whether an equation in x holds; one that cannot be read does not."""
-    left, right = (_value(side, x) for side in equation.split("=", 1))
-    return left is not None and left == right
+    """Say whether an equation in x, such as ``7x=5+30=35``, holds; an unreadable one does not."""
+    first, *others = (_value(side, x) for side in equation.split("="))
+    return first is not None and all(other == first for other in others)
 
 
 def _value(expression: str, x: int) -> Fraction | None:
     """Value of a sum of products such as ``7x-34/2`` at x; None where it is not one."""
     terms = _TERM.findall(expression)
-    if "".join(terms) != expression:
+    if len(expression) > LONGEST or "".join(terms) != expression:
         return None
     total = Fraction(0)
     for term in terms:

@@ -19,8 +19,8 @@ class RepoR(AdvantageTransform):
 
     ``A' = A - zeta * |A| * log pi``: for A > 0 ``A * (1 - zeta * log pi)``, for A < 0
     ``A * (1 + zeta * log pi)``. With zeta > 0 rare right tokens gain more and rare wrong tokens
-    lose less, so entropy rises; with zeta < 0 it falls. ``log pi`` is the present policy's, which is
-    the old policy's on the first minibatch.
+    lose less, so entropy rises; with zeta < 0 it falls. ``log pi`` is the present policy's, which
+    is the old policy's on the first minibatch.
     """
 
     zeta: float = knob(1e-4, low=-10.0, high=10.0)

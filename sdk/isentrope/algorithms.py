@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar, get_args
 
 import attrs
@@ -28,6 +28,7 @@ Aggregation = Literal[
 ]
 """How the learner adds up per-token losses; the names are verl's."""
 AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)
+
 
 @define
 class AlgorithmState:
@@ -97,7 +98,8 @@ class Algorithm:
         snake case (``repo_r``, ``entropy_ladder``).
         """
         slots: dict[str, Part] = {"advantage": self.advantage, "objective": self.objective}
-        for part in (*self.transforms, *self.controllers):
+        named: tuple[Part, ...] = (*self.transforms, *self.controllers)
+        for part in named:
             name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(part).__name__).lower()
             if name in slots:
                 raise ConfigError(
@@ -234,9 +236,8 @@ class Algorithm:
 
 
 def _knob_fields(part: Part) -> list[attrs.Attribute[Any]]:
-    if not attrs.has(type(part)):
-        return []
-    return [a for a in attrs.fields(type(part)) if "knob" in a.metadata]
+    cls: type = type(part)
+    return [a for a in attrs.fields(cls) if "knob" in a.metadata] if attrs.has(cls) else []
 
 
 def _at(slot: str, part: _C, knobs: Mapping[str, float]) -> _C:

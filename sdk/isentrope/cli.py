@@ -38,7 +38,9 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set rollout.tasks=16"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default: a new one in runs/")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; default: a new one in runs/")
+    ] = None,
 ) -> None:
     """Train a policy and write a run folder."""
     import isentrope

@@ -130,9 +130,7 @@ def _load(spec: Any, kind: str) -> Any:
 
 
 def _check_keys(what: str, given: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
-    if any(
-        getattr(p, "kind", None) is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
-    ):
+    if any(getattr(p, "kind", None) is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
     for key in given:
         if key not in parameters:
@@ -157,8 +155,10 @@ def _override(algorithm: Algorithm, overrides: Mapping[str, Any], what: str) -> 
     def now(slot: str) -> Any:
         return changed.pop(slot, slots[slot])
 
-    replaced = {
-        name: tuple(now(s) for s, p in slots.items() if any(p is q for q in getattr(algorithm, name)))
+    replaced: dict[str, Any] = {
+        name: tuple(
+            now(s) for s, p in slots.items() if any(p is q for q in getattr(algorithm, name))
+        )
         for name in ("transforms", "controllers")
         if name not in changed
     }
@@ -205,13 +205,13 @@ def _make_converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, omit_if_default=False)
     for kind in (int, float, str, bool):
         converter.register_structure_hook(kind, _strict)
-    converter.register_structure_hook_func(lambda t: get_origin(t) is Literal, _structure_literal)
+    converter.register_structure_hook_func(_is_literal, _structure_literal)
     converter.register_structure_hook(Path, _structure_path)
     converter.register_unstructure_hook(Path, str)
     converter.register_structure_hook_func(attrs.has, _structure_attrs)
     converter.register_unstructure_hook_func(_is_component_instance, _unstructure_component)
-    for kind_type, kind in KIND_OF.items():
-        converter.register_structure_hook(kind_type, _structure_component_of(kind))
+    for kind_type, component_kind in KIND_OF.items():
+        converter.register_structure_hook(kind_type, _structure_component_of(component_kind))
     converter.register_structure_hook(Algorithm, _structure_algorithm)
     converter.register_structure_hook(EnvRef, _structure_env)
     converter.register_unstructure_hook(EnvRef, lambda ref: {"id": ref.id, **ref.config})
@@ -236,6 +236,11 @@ def _structure_path(value: Any, _: Any) -> Path:
 
 def _words(kind: type) -> str:
     return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[kind]
+
+
+def _is_literal(kind: Any) -> bool:
+    origin: Any = get_origin(kind)
+    return origin is Literal
 
 
 def _structure_literal(value: Any, kind: Any) -> Any:

@@ -19,7 +19,7 @@ from isentrope.models import ModelConfig
 from isentrope.plugins import registry
 from isentrope.specs import EnvRef
 
-_positive = validators.gt(0)
+_positive = validators.gt(0.0)
 _at_least_one = validators.ge(1)
 
 
@@ -34,7 +34,7 @@ class RolloutConfig:
     group: int = field(default=8)
     """Rollouts of each task, G."""
     temperature: float = field(default=1.0, validator=_positive)
-    top_p: float = field(default=1.0, validator=[_positive, validators.le(1)])
+    top_p: float = field(default=1.0, validator=[_positive, validators.le(1.0)])
     top_k: int = field(default=0, validator=validators.ge(0))
     max_tokens: int = field(default=256, validator=_at_least_one)
     """Sampled tokens per turn; a turn cut off here ends the episode as truncated."""
@@ -42,7 +42,9 @@ class RolloutConfig:
     """Turns per episode."""
     context: int | None = field(default=None, validator=validators.optional(_at_least_one))
     """Tokens per episode, prompt included; None: what the model's positions allow."""
-    max_failure_rate: float = field(default=0.5, validator=[validators.ge(0), validators.le(1)])
+    max_failure_rate: float = field(
+        default=0.5, validator=[validators.ge(0.0), validators.le(1.0)]
+    )
     """Share of an iteration's episodes that may fail before the run stops."""
 
     @group.validator
@@ -53,14 +55,14 @@ class RolloutConfig:
                 "same task, and one has nothing to be compared with."
             )
 
-    def sampling(self, stop_ids: Iterable[int]) -> Sampling:
+    def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
         """Return the sampling parameters of a turn."""
         return Sampling(
             max_tokens=self.max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
-            stop_ids=tuple(stop_ids),
+            stop_ids=stop_ids,
         )
 
 
@@ -76,8 +78,8 @@ class LoraConfig:
 class LearnerConfig:
     """How the policy is updated: AdamW at a constant rate."""
 
-    lr: float = field(default=3e-4, validator=[_positive, validators.lt(1)])
-    weight_decay: float = field(default=0.0, validator=validators.ge(0))
+    lr: float = field(default=3e-4, validator=[_positive, validators.lt(1.0)])
+    weight_decay: float = field(default=0.0, validator=validators.ge(0.0))
     betas: tuple[float, float] = field(default=(0.9, 0.95))
     max_grad_norm: float = field(default=1.0, validator=_positive)
     """Gradients are scaled down to this L2 norm."""

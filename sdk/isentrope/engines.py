@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from attrs import field, frozen, validators
@@ -13,17 +13,25 @@ if TYPE_CHECKING:
     from isentrope.models import LanguageModel
 
 
+def _integers(values: Iterable[int]) -> tuple[int, ...]:
+    return tuple(values)
+
+
+def _reals(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(values)
+
+
 @frozen
 class Sampling:
     """How one completion is drawn. Every parameter is explicit: no engine fills in its own."""
 
     max_tokens: int = field(validator=validators.ge(1))
-    temperature: float = field(default=1.0, validator=validators.gt(0))
+    temperature: float = field(default=1.0, validator=validators.gt(0.0))
     """Of the sampling distribution; log-probs, the engine's and the learner's, include it."""
-    top_p: float = field(default=1.0, validator=[validators.gt(0), validators.le(1)])
+    top_p: float = field(default=1.0, validator=[validators.gt(0.0), validators.le(1.0)])
     top_k: int = field(default=0, validator=validators.ge(0))
     """0: off."""
-    stop_ids: tuple[int, ...] = field(default=(), converter=tuple)
+    stop_ids: tuple[int, ...] = field(default=(), converter=_integers)
     """A completion ends with the first of these that is drawn; it is kept, as it was sampled."""
     seed: int = 0
     """With the prompt and the weights, decides the completion."""
@@ -38,9 +46,9 @@ class Sampling:
 class Completion:
     """What an engine drew."""
 
-    ids: tuple[int, ...] = field(converter=tuple)
+    ids: tuple[int, ...] = field(converter=_integers)
     """The sampled tokens, a stop id included."""
-    logp: tuple[float, ...] = field(converter=tuple)
+    logp: tuple[float, ...] = field(converter=_reals)
     """Log-probability of each under the distribution that was sampled from, nats."""
     finish_reason: Literal["stop", "length"]
     version: int

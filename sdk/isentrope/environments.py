@@ -51,8 +51,10 @@ class TaskSet(Mapping[str, tuple[Task, ...]]):
             for task in tasks:
                 if task.id in split_of:
                     other = split_of[task.id]
-                    where = f"twice in split {name!r}" if other == name else (
-                        f"in splits {other!r} and {name!r}"
+                    where = (
+                        f"twice in split {name!r}"
+                        if other == name
+                        else (f"in splits {other!r} and {name!r}")
                     )
                     raise ConfigError(
                         f"Task {task.id!r} is {where}; every task belongs to exactly one split, "
@@ -221,7 +223,8 @@ class Guard(gymnasium.Wrapper[str, str, str, str], TextEnv):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Step the environment and check what goes in and comes out."""
         self._expect(
-            self._running, "step() was called before reset() or after the episode's end; reset first"
+            self._running,
+            "step() was called before reset() or after the episode's end; reset first",
         )
         self._expect(isinstance(action, str), f"an action must be a str, not {_describe(action)}")
         self._running = False

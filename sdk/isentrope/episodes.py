@@ -11,7 +11,7 @@ from typing import Literal, TypedDict
 
 import numpy as np
 from attrs import cmp_using, field, frozen
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -47,8 +47,19 @@ class StopReason(StrEnum):
     """Environment or engine failed; `Episode.status` and `Episode.error` say how."""
 
 
-def _array(dtype: type) -> NDArray:  # type: ignore[type-arg]  # an attrs field, not an array
-    return field(converter=lambda x: np.asarray(x, dtype), eq=cmp_using(np.array_equal), repr=False)
+def _integers(values: ArrayLike) -> NDArray[np.int64]:
+    return np.asarray(values, np.int64)
+
+
+def _flags(values: ArrayLike) -> NDArray[np.bool_]:
+    return np.asarray(values, np.bool_)
+
+
+def _reals(values: ArrayLike) -> NDArray[np.float32]:
+    return np.asarray(values, np.float32)
+
+
+_same = cmp_using(np.array_equal)
 
 
 @frozen
@@ -58,15 +69,15 @@ class Segment:
     An episode is one segment unless its chat template rewrites history (see `TokenLedger`).
     """
 
-    ids: NDArray[np.int64] = _array(np.int64)
+    ids: NDArray[np.int64] = field(converter=_integers, eq=_same, repr=False)
     """[N] token ids."""
-    sampled: NDArray[np.bool_] = _array(np.bool_)
+    sampled: NDArray[np.bool_] = field(converter=_flags, eq=_same, repr=False)
     """[N] True for tokens that the policy sampled; only these are trained on."""
-    logp: NDArray[np.float32] = _array(np.float32)
+    logp: NDArray[np.float32] = field(converter=_reals, eq=_same, repr=False)
     """[N] the engine's own log-probability of each sampled token, nats; 0 elsewhere."""
-    turn: NDArray[np.int64] = _array(np.int64)
+    turn: NDArray[np.int64] = field(converter=_integers, eq=_same, repr=False)
     """[N] index of the assistant's turn that the token belongs to, or that it leads to."""
-    version: NDArray[np.int64] = _array(np.int64)
+    version: NDArray[np.int64] = field(converter=_integers, eq=_same, repr=False)
     """[N] policy version that sampled each token; -1 elsewhere."""
 
 

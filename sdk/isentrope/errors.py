@@ -42,7 +42,7 @@ class PluginError(IsentropeError):
 
 
 class EnvironmentContractError(IsentropeError):
-    """An environment broke its contract: a wrong type, a reward that is no number, a step too many."""
+    """An environment broke its contract: a wrong type, no finite reward, a step too many."""
 
 
 class EngineError(IsentropeError):

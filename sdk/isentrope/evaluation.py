@@ -71,23 +71,22 @@ def evaluate(
     if k < 1 or (tasks is not None and tasks < 1):
         raise ConfigError(f"k and tasks must be at least 1; got k={k}, tasks={tasks}.")
     run = _as_run(policy)
-    config = run.config if run is not None else None
-    if env is None and config is None:
+    if env is None and run is None:
         raise ConfigError("env is missing: name the environment to evaluate on.")
-    ref = structure(env, EnvRef) if env is not None else config.env  # type: ignore[union-attr]
-    limits = structure(rollout, RolloutConfig) if rollout is not None else (
-        config.rollout if config is not None else RolloutConfig()
-    )
-    model_config = component("model", "pretrained", path=str(run.policy)) if run is not None else (
-        policy if not isinstance(policy, (str, Path)) else structure(str(policy), ModelConfig)
-    )
+    trained = run.config if run is not None else None
+    ref = structure(env, EnvRef) if env is not None or trained is None else trained.env
+    if rollout is not None or trained is None:
+        limits = structure(rollout or {}, RolloutConfig)
+    else:
+        limits = trained.rollout
+    model = structure(_model_of(policy, run), ModelConfig)
     world = make(ref.id, **ref.config)
     chosen = [t.id for t in world.tasks[split][:tasks]]
     world.close()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        episodes = asyncio.run(_roll_out(model_config.build(ref), ref, limits, chosen, k, seed))
+        episodes = asyncio.run(_roll_out(model.build(ref), ref, limits, chosen, k, seed))
     finally:
         torch.set_num_threads(before)
     return summarize(episodes, env=ref.id, split=split, k=k)
@@ -134,6 +133,13 @@ def _as_run(policy: object) -> Run | None:
     if isinstance(policy, (str, Path)) and is_run(Path(policy)):
         return Run(Path(policy))
     return None
+
+
+def _model_of(policy: object, run: Run | None) -> object:
+    """Return what names the policy's model: a component, its id, or a table."""
+    if run is not None:
+        return {"id": "pretrained", "path": str(run.policy)}
+    return str(policy) if isinstance(policy, Path) else policy
 
 
 async def _roll_out(

@@ -7,14 +7,12 @@ filter -> epochs x minibatches -> publish -> record.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import Counter
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import numpy as np
 from attrs import define, field
 
@@ -23,7 +21,7 @@ from isentrope.components import make
 from isentrope.config import TrainConfig, read_config, to_toml
 from isentrope.engines import Engine, WeightsRef
 from isentrope.environments import Task
-from isentrope.episodes import Episode, Status, StopReason
+from isentrope.episodes import Episode, Status
 from isentrope.errors import ConfigError, TrainingError
 from isentrope.models import LanguageModel
 from isentrope.parts import Statistics
@@ -58,6 +56,7 @@ def train(
     `TrainingError` where the run cannot go on; what was written stays.
     """
     resolved = read_config(config, overrides)
+    _check_one_rank()
     run = Run.create(resolved, to_toml(resolved))
     with _threads(resolved.threads), asyncio.Runner() as runner:
         trainer = Trainer.build(resolved)
@@ -111,7 +110,9 @@ class Trainer:
         tasks = env.tasks[config.rollout.split]
         env.close()
         learner = Learner(policy, config.learner)
-        return cls(config, model, learner, engine, collector, tasks, config.algorithm.initial_state())
+        return cls(
+            config, model, learner, engine, collector, tasks, config.algorithm.initial_state()
+        )
 
     def iterations(self, runner: asyncio.Runner) -> Iterator[tuple[Metrics, list[Episode]]]:
         """Run iteration after iteration; ends early, saying so, when there is nothing to learn."""
@@ -132,13 +133,13 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write the policy, adapters merged in, in transformers' own format."""
-        self.model.model.save_pretrained(folder, state_dict=self.learner.policy.weights())
-        self.model.tokenizer.save_pretrained(folder)
+        self.model.save(folder, self.learner.policy.weights())
 
     def _iterate(self, iteration: int, runner: asyncio.Runner) -> tuple[Metrics, list[Episode]]:
         from isentrope.learner.experience import experience, usable
+        from isentrope.learner.metrics import Clock, learning_metrics, rollout_metrics
 
-        clock = _Clock()
+        clock = Clock()
         requests = self._requests(iteration)
         episodes = runner.run(self.collector.collect(requests))
         clock.lap("rollout")
@@ -171,13 +172,13 @@ class Trainer:
             "entropy": statistics.entropy,
             "entropy_target": algorithm.target_entropy(statistics),
             **self.state.knobs,
-            **_rollout_metrics(episodes, good, old_logp),
-            **_learning_metrics(learnt, reports),
+            **rollout_metrics(episodes, good, old_logp),
+            **learning_metrics(learnt, reports),
             **clock.seconds,
         }, episodes
 
     def _requests(self, iteration: int) -> list[Request]:
-        """G rollouts of each of the iteration's tasks; every epoch is a fresh order of the split."""
+        """G rollouts of each of the iteration's tasks; every epoch has an order of its own."""
         seed, per_iteration = self.config.seed, self.config.rollout.tasks
         requests = []
         for slot in range(iteration * per_iteration, (iteration + 1) * per_iteration):
@@ -230,10 +231,19 @@ class Trainer:
         return reports
 
 
+def _check_one_rank() -> None:
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1:
+        raise ConfigError(
+            f"Started on {ranks} ranks, but this version trains on one: start a single process."
+        )
+
+
 def _context(configured: int | None, positions: int) -> int:
     if configured is not None and configured > positions:
         raise ConfigError(
-            f"rollout.context ({configured} tokens) is more than the model's positions ({positions})."
+            f"rollout.context ({configured} tokens) is more than the model's positions "
+            f"({positions})."
         )
     return configured or positions
 
@@ -247,67 +257,15 @@ def _check_usable(
         error = (failed[0].error or "").strip()
         raise TrainingError(
             f"{len(failed)} of {len(episodes)} episodes failed (rollout.max_failure_rate is "
-            f"{max_failure_rate:g}). The first, task {failed[0].task!r}, {failed[0].status}:\n{error}"
+            f"{max_failure_rate:g}). The first, task {failed[0].task!r}, {failed[0].status}:\n"
+            f"{error}"
         )
     if not good:
         raise TrainingError(
             f"No prompt left room for an answer: the context is {context} tokens, and task "
-            f"{episodes[0].task!r} fills it with its prompt alone. Raise rollout.context, or choose "
-            "a model with more positions."
+            f"{episodes[0].task!r} fills it with its prompt alone. Raise rollout.context, or "
+            "choose a model with more positions."
         )
-
-
-def _rollout_metrics(
-    episodes: Sequence[Episode], good: Sequence[Episode], old_logp: Sequence[Tensor]
-) -> Metrics:
-    """What was collected, what went wrong, and how far engine and learner disagree."""
-    stops = Counter(e.stop_reason for e in episodes)
-    engine = np.concatenate([s.logp[s.sampled] for e in good for s in e.segments])
-    mismatch = np.abs(engine - np.concatenate([x.numpy() for x in old_logp]))
-    parts = sorted({key for e in good for key in e.metrics})
-    return {
-        "tokens": int(sum(e.sampled_tokens for e in episodes)),
-        "tokens_per_episode": float(np.mean([e.sampled_tokens for e in good])),
-        "turns_per_episode": float(np.mean([e.turns for e in good])),
-        "episodes": len(episodes),
-        **{f"stop/{reason.value}": stops[reason] for reason in StopReason},
-        "mismatch_mean": float(mismatch.mean()),
-        "mismatch_p99": float(np.quantile(mismatch, 0.99)),
-        "mismatch_max": float(mismatch.max()),
-        **{f"env/{k}": float(np.mean([e.metrics[k] for e in good if k in e.metrics])) for k in parts},
-    }
-
-
-def _learning_metrics(experience: Experience, reports: Sequence[StepReport]) -> Metrics:
-    """What was learnt from, what was left out, and what the steps did."""
-    counts = attrs.asdict(experience, filter=lambda a, _: a.name != "trajectories")
-    tokens = sum(r.tokens for r in reports)
-    names = sorted({name for r in reports for name in r.diagnostics})
-    return {
-        **counts,
-        "episodes_learnt": len(experience.trajectories),
-        "steps": len(reports),
-        "steps_skipped": sum(r.skipped for r in reports),
-        "loss": float(np.mean([r.loss for r in reports])) if reports else None,
-        "grad_norm": float(np.mean([r.grad_norm for r in reports])) if reports else None,
-        **{
-            name: sum(r.diagnostics.get(name, 0.0) * r.tokens for r in reports) / tokens
-            for name in names
-        },
-    }
-
-
-@define
-class _Clock:
-    """Seconds per phase of an iteration."""
-
-    seconds: dict[str, float] = field(factory=dict)
-    _last: float = field(factory=time.perf_counter)
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.seconds[f"seconds/{phase}"] = now - self._last
-        self._last = now
 
 
 @contextmanager

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import field, frozen
 
+from isentrope.errors import ConfigError
 from isentrope.specs import EnvRef
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -31,6 +36,58 @@ class LanguageModel:
     def context(self) -> int:
         """Longest sequence, in tokens, that the model's positions allow."""
         return int(self.model.config.max_position_embeddings)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> LanguageModel:
+        """Load a model and its tokenizer from a folder, or by a hub's name.
+
+        Raises `ConfigError` with transformers' own reason where it cannot be loaded.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        with _no_progress_bars():
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+                model = AutoModelForCausalLM.from_pretrained(
+                    path, revision=revision, dtype=getattr(torch, dtype)
+                )
+            except (OSError, ValueError) as error:  # what a wrong name or file raises
+                reason = " ".join(str(error).split())
+                raise ConfigError(f"Model {str(path)!r} cannot be loaded: {reason}") from error
+        placed: Any = model  # transformers' own annotation of `to` is wrong
+        return cls(placed.to(device), tokenizer)
+
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write model and tokenizer in transformers' own format.
+
+        weights: tensors by name to write in place of the model's own (merged adapters, say).
+        """
+        with _no_progress_bars():
+            self.model.save_pretrained(folder, state_dict=weights)
+            self.tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Hold back transformers' bars, one per file, which would tear the output of a run apart."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 class ModelConfig(Protocol):

@@ -129,9 +129,7 @@ class AdvantageEstimator(Component):
     """From the rewards of one group to its advantages."""
 
     @abstractmethod
-    def __call__(
-        self, rewards: Tensor, episodes: Sequence[Episode]
-    ) -> Tensor | Sequence[Tensor]:
+    def __call__(self, rewards: Tensor, episodes: Sequence[Episode]) -> Tensor | Sequence[Tensor]:
         """Return advantages [G], or for each episode one per sampled token (ragged).
 
         rewards: [G] float64, the episodes' returns; G >= 2.

@@ -216,7 +216,9 @@ def _dispute(row: Row, rivals: list[Row]) -> str:
     if not others:
         return f"{row.origin} brings the {row.kind} {row.id!r} more than once."
     if any(canonicalize_name(r.distribution) == GROUP for r in rivals):
-        return f"The {row.kind} {row.id!r} is isentrope's own; {row.origin} must name its otherwise."
+        return (
+            f"The {row.kind} {row.id!r} is isentrope's own; {row.origin} must name its otherwise."
+        )
     listed = " and ".join([row.origin, *sorted(others)])
     return f"{listed} bring the same {row.kind} {row.id!r}; uninstall all but one."
 

@@ -117,7 +117,9 @@ def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has no NaN: a mean over nothing is written as null."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
+    }
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

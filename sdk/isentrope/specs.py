@@ -32,7 +32,7 @@ def _strings(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _known_kind(instance: object, attribute: Attribute[Kind], value: object) -> None:
+def _known_kind(instance: object, _: Attribute[Kind], value: object) -> None:
     if value not in KINDS:
         raise UnknownNameError(f"{type(instance).__name__}.kind", str(value), KINDS)
 

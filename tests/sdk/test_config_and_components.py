@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -423,7 +424,7 @@ def test_a_setting_of_two_lines_loses_neither() -> None:
         ),
         (
             {"algorithm": {"recipe": "repo-r", "repo_r": {"zet": 2}}},
-            "algorithm: Option of recipe 'repo-r', repo_r: 'zet' does not exist. "
+            "algorithm.repo_r: Option of recipe 'repo-r': 'zet' does not exist. "
             "Did you mean 'zeta'?",
         ),
     ],
@@ -477,7 +478,7 @@ def test_an_unknown_id_is_refused_with_its_place_and_the_nearest_one(
 def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('env = "arithmetic"\nalgorithm = "grpo"\n[rollout]\ngroups = 5\n')
-    expected = f"{path}: rollout: Key 'groups' does not exist. Did you mean 'group'?"
+    expected = f"{path}, rollout: Key 'groups' does not exist. Did you mean 'group'?"
     assert expected == refusal(read_config, path)
 
 
@@ -486,7 +487,6 @@ def test_an_unknown_key_in_an_override_is_refused_like_any_other() -> None:
     assert expected == refusal(config, **{"rolout.tasks": 7})
 
 
-@known_bug("_PlacedError is no UnknownNameError")
 def test_an_unknown_name_carries_its_data_wherever_it_stands() -> None:
     for changes in ({"iteration": 3}, {"rollout": {"iteration": 3}}):
         with pytest.raises(UnknownNameError) as caught:
@@ -648,8 +648,8 @@ def test_a_value_out_of_range_is_refused_with_place_value_and_bound(
     table, _, name = place.rpartition(".")
     assert sentence.startswith(table)
     assert name in sentence
-    assert str(value) in sentence
-    assert bound in sentence.replace(str(value), "")
+    numbers = [float(text) for text in re.findall(r"-?\d+(?:\.\d+)?", sentence)]
+    assert sorted([float(bound), float(value)]) == sorted(numbers)
 
 
 def test_a_group_of_one_is_refused_with_the_reason() -> None:

@@ -80,8 +80,9 @@ def test_rloo_takes_one_step_an_iteration(tiny_run) -> None:
 
 
 def test_two_epochs_of_minibatches_drift_from_the_old_policy_and_clip(tiny_run) -> None:
-    algorithm = isentrope.recipe("grpo", epochs=4, minibatch=4, objective={"eps_low": 1e-4,
-                                                                           "eps_high": 1e-4})
+    algorithm = isentrope.recipe(
+        "grpo", epochs=4, minibatch=4, objective={"eps_low": 1e-4, "eps_high": 1e-4}
+    )
     run = isentrope.train(**{**tiny_run, "algorithm": algorithm, "iterations": 2})
     learnt = [m for m in run.metrics if m["steps"]]
     assert all(m["clip_high"] > 0 and m["clip_low"] > 0 for m in learnt)

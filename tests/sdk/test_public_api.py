@@ -15,6 +15,7 @@ import sys
 import types
 from collections.abc import Iterator
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args, is_typeddict
 
@@ -25,7 +26,11 @@ import isentrope
 from isentrope import hookspecs
 
 SNAPSHOT = Path(__file__).with_name("public_api.txt")
-FROZEN = [*isentrope.__all__, *(f"hook {hook}" for hook in hookspecs.KINDS_OF_HOOK)]
+FROZEN = [
+    *isentrope.__all__,
+    *(f"testing.{name}" for name in isentrope.testing.__all__),
+    *(f"hook {hook}" for hook in hookspecs.KINDS_OF_HOOK),
+]
 METHODS = (classmethod, staticmethod)
 UNWRITTEN = "    (not written yet)"
 ON_PURPOSE = (
@@ -62,12 +67,11 @@ def describe(name: str) -> list[str]:
         return [name + signature(getattr(hookspecs, hook)), f"    kinds: {kinds}"]
     if name == "__version__":
         return ["__version__: str"]
-    if not _exists(f"isentrope.{isentrope._MODULE_OF.get(name, name)}"):
+    if name in isentrope._MODULE_OF and not _exists(f"isentrope.{isentrope._MODULE_OF[name]}"):
         return [name, UNWRITTEN]
-    value = getattr(isentrope, name)
+    value = attrgetter(name)(isentrope)
     if isinstance(value, types.ModuleType):
-        functions = {n: v for n, v in vars(value).items() if _is_own(value, n, v)}
-        return [name, *(f"    {n}{signature(v)}" for n, v in sorted(functions.items()))]
+        return [f"{name}: module"]
     if inspect.isclass(value):
         return _describe_class(name, value)
     if inspect.isroutine(value):
@@ -75,11 +79,6 @@ def describe(name: str) -> list[str]:
     if get_args(value):
         return [f"{name}: {value}".replace("typing.", "")]
     return [f"{name}: {type(value).__name__}"]
-
-
-def _is_own(module: types.ModuleType, name: str, value: Any) -> bool:
-    own = getattr(value, "__module__", None) == module.__name__
-    return own and not name.startswith("_") and inspect.isroutine(value)
 
 
 def _describe_class(name: str, cls: type) -> list[str]:

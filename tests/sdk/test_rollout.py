@@ -258,8 +258,11 @@ def test_limits_truncate_with_their_reason_and_are_no_success(collect) -> None:
 
 
 def test_a_context_that_fills_up_truncates_and_never_overflows(collect) -> None:
-    engine = ScriptedEngine(lambda p, s: spoken("o" * (s.max_tokens - 1)) if s.max_tokens > 1 else
-                            spoken("o", end=False))
+    engine = ScriptedEngine(
+        lambda p, s: (
+            spoken("o" * (s.max_tokens - 1)) if s.max_tokens > 1 else spoken("o", end=False)
+        )
+    )
     opening = len(TEMPLATE.opening([{"role": "user", "content": "begin a"}]))
     episodes = collect(engine, context=opening + 20, max_tokens=8)
     assert {StopReason.CONTEXT} == {e.stop_reason for e in episodes}

@@ -39,7 +39,7 @@ class BatchingEngine:
     Everything that touches the weights, waves and publications, runs in one thread of the engine's,
     one after another: the event loop stays free for environments, and a wave never sees weights
     change under it. Which requests form a wave is decided by the order of events on the loop and
-    by no clock.
+    by no clock; its completions are delivered together, so that what they lead to meets again.
     """
 
     def __init__(
@@ -91,9 +91,12 @@ class BatchingEngine:
         await self._in_thread(install)
 
     async def close(self) -> None:
-        """Fail what is pending, end the wave in flight at its next token, free the thread."""
+        """Fail what is pending, end the wave in flight within a few tokens, free the thread."""
         self._closed = True
-        _fail([*self._waiting, *self._sampling], "the engine was closed")
+        _fail(
+            [*self._waiting, *self._sampling],
+            "the engine was closed before it had sampled this completion.",
+        )
         self._waiting.clear()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -132,7 +135,9 @@ class BatchingEngine:
                 _cancel(self._sampling)
                 raise
             except Exception as error:  # whatever a model may raise: those who wait must hear of it
-                _fail(self._sampling, f"{type(error).__name__}: {error}", cause=error)
+                known = isinstance(error, EngineError)
+                why = str(error) if known else f"sampling failed: {type(error).__name__}: {error}"
+                _fail(self._sampling, why, cause=error)
             else:
                 for request, completion in zip(self._sampling, completions, strict=True):
                     if not request.abandoned:
@@ -171,7 +176,7 @@ def _fail(requests: Iterable[_Request], why: str, cause: BaseException | None = 
     for request in requests:
         if not request.abandoned:
             # One exception each: raising an exception adds to its traceback.
-            error = EngineError(f"sampling failed: {why}.")
+            error = EngineError(why)
             error.__cause__ = cause
             request.future.set_exception(error)
 

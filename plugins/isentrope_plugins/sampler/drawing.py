@@ -8,7 +8,7 @@ own request, so that neighbours in the batch change nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,9 +72,8 @@ class Drawer:
         self._top_k = column([self._samplings[r].top_k for r in truncating], torch.long)
         self._top_p = column([self._samplings[r].top_p for r in truncating], torch.float64)
         temperatures = [sampling.temperature for sampling in self._samplings]
-        self._temperature = (
-            None if set(temperatures) <= {1.0} else column(temperatures, torch.float32)
-        )
+        tempered = any(temperature != 1 for temperature in temperatures)
+        self._temperature = column(temperatures, torch.float32) if tempered else None
 
     def select(self, rows: NDArray[np.intp]) -> None:
         """Keep these rows, in this order."""
@@ -91,10 +90,23 @@ class Drawer:
         logits -= logits.amax(-1, keepdim=True)
         if self._temperature is not None:
             logits /= self._temperature
-        if len(self._rows):
-            logits[self._rows] = truncate(logits[self._rows], self._top_k, self._top_p)
+        for rows, top_k, top_p in _blocks(logits.shape[1], self._rows, self._top_k, self._top_p):
+            logits[rows] = truncate(logits[rows], top_k, top_p)
         uniform = torch.from_numpy(next(self._uniforms)).to(self._device)
-        return invert(logits, uniform)
+        drawn = [invert(*block) for block in _blocks(logits.shape[1], logits, uniform)]
+        ids, logp = zip(*drawn, strict=True)
+        return torch.cat(ids), torch.cat(logp)
+
+
+_ENTRIES = 2**23
+"""Vocabulary entries handled at a time; with float64 sums, some 30 bytes each."""
+
+
+def _blocks(vocabulary: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut tensors [B, ...] alike into blocks of rows that are cheap on memory."""
+    rows = max(1, _ENTRIES // vocabulary)
+    for start in range(0, len(columns[0]), rows):
+        yield tuple(column[start : start + rows] for column in columns)
 
 
 def truncate(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

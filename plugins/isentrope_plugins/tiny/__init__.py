@@ -1,1 +1,1 @@
-"""The embedded policy: a tiny Qwen3 and its tokenizer, made in code, warmed up on demonstrations."""
+"""The embedded policy: a tiny Qwen3 made in code and warmed up on demonstrations."""

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -34,7 +32,7 @@ class TinyQwen3:
     hidden_size: int = field(default=64, validator=_at_least_one)
     layers: int = field(default=2, validator=_at_least_one)
     vocab_size: int = field(default=512, validator=validators.ge(262))
-    """Most tokens: the 256 bytes, 6 of its own, and merges learnt from the demonstrations."""
+    """At most so many: the 256 bytes, 6 of its own, and merges learnt from demonstrations."""
     context: int = field(default=512, validator=_at_least_one)
     """Positions."""
     warmup_env: EnvRef | None = None
@@ -49,8 +47,6 @@ class TinyQwen3:
 
     def build(self, env: EnvRef) -> LanguageModel:
         """Take the model from the cache, or make it and put it there."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         source = self.warmup_env or env
 
         def play(count: int) -> list[list[Message]]:
@@ -60,9 +56,7 @@ class TinyQwen3:
         folder = cache_folder() / f"tiny-qwen3-{self._hash(play(FINGERPRINT))}"
         if not folder.exists():
             self._make(play(DEMONSTRATIONS), folder)
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-            return LanguageModel(model, AutoTokenizer.from_pretrained(folder))
+        return LanguageModel.load(folder)
 
     def _hash(self, corpus: list[list[Message]]) -> str:
         import torch
@@ -106,7 +100,7 @@ class TinyQwen3:
                 lr=self.warmup_lr,
                 seed=self.seed,
             )
-        _write_atomically(folder, model, tokenizer)
+        _write_atomically(folder, LanguageModel(model, tokenizer))
 
 
 def cache_folder() -> Path:
@@ -115,27 +109,11 @@ def cache_folder() -> Path:
     return Path(given) if given else Path(platformdirs.user_cache_dir("isentrope"))
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back transformers' progress bars: a tiny model loads before one can be read."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _write_atomically(folder: Path, model: object, tokenizer: object) -> None:
+def _write_atomically(folder: Path, model: LanguageModel) -> None:
     """Write beside and rename, so that a killed process leaves no half a model behind."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
-    with quiet():
-        for part in (model, tokenizer):
-            part.save_pretrained(draft)  # type: ignore[attr-defined]  # both are transformers' own
+    model.save(draft)
     try:
         draft.rename(folder)
     except OSError:  # another process was faster; its model is the same

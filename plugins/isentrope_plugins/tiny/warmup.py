@@ -32,8 +32,9 @@ def label(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Message]) -
             ids += turn
             labels += turn
         else:
+            plain = [{"role": message["role"], "content": message["content"]}]
             opening = tokenizer.apply_chat_template(
-                [dict(message)], tokenize=False, add_generation_prompt=True
+                plain, tokenize=False, add_generation_prompt=True
             )
             prompt = tokenizer(opening, add_special_tokens=False)["input_ids"]
             ids += prompt
@@ -42,7 +43,13 @@ def label(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Message]) -
 
 
 def warm_up(
-    model: PreTrainedModel, corpus: Sequence[Labelled], *, steps: int, batch: int, lr: float, seed: int
+    model: PreTrainedModel,
+    corpus: Sequence[Labelled],
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
 ) -> None:
     """Train `model` in place; deterministic on one thread. Cosine schedule with a short ramp."""
     rng = np.random.default_rng(seed)
@@ -52,18 +59,22 @@ def warm_up(
     ramp = max(1, steps // 15)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda step: min(1.0, (step + 1) / ramp)
-        * (0.05 + 0.475 * (1 + math.cos(math.pi * step / max(steps, 1)))),
+        lambda step: (
+            min(1.0, (step + 1) / ramp)
+            * (0.05 + 0.475 * (1 + math.cos(math.pi * step / max(steps, 1))))
+        ),
     )
     for _ in range(steps):
         chosen = [corpus[i] for i in rng.integers(len(corpus), size=batch)]
-        ids, labels = (_pad([pair[k] for pair in chosen], value) for k, value in ((0, 0), (1, IGNORED)))
+        ids, labels = (
+            _pad([pair[k] for pair in chosen], value) for k, value in ((0, 0), (1, IGNORED))
+        )
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
         loss = functional.cross_entropy(
             logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
         )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -11,13 +11,14 @@ from isentrope.parts import TokenBatch
 def token_weights(
     algorithm: Algorithm, batch: TokenBatch, *, nominal_sequences: int, total_tokens: int
 ) -> Tensor:
-    """Return the weight of each token [T] float32 such that the loss is ``(weights * loss).sum()``.
+    """Return the weight of each token [T], such that the loss is ``(weights * loss).sum()``.
 
+    Of the log-probs' dtype.
     nominal_sequences: episodes in a full minibatch, whatever filtering left in this one.
     total_tokens: unmasked tokens of the whole minibatch, over all its micro-batches and ranks. Both
     are global, so the sum over any split of a minibatch is the same.
     """
-    weight = batch.mask.float()
+    weight = batch.mask.to(batch.logp.dtype)
     match algorithm.aggregation:
         case "token-mean":
             return weight / max(total_tokens, 1)

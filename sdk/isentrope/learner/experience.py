@@ -89,10 +89,12 @@ def _per_token(
     for advantage, length in zip(advantages, lengths, strict=True):
         if advantage.numel() not in (1, length):
             raise ConfigError(
-                f"{name} returned {advantage.numel()} advantages for an episode of {length} sampled "
-                "tokens; expected one, or one for each token."
+                f"{name} returned {advantage.numel()} advantages for an episode of {length} "
+                "sampled tokens; expected one, or one for each token."
             )
         if not bool(advantage.isfinite().all()):
-            raise ConfigError(f"{name} returned {advantage.tolist()} for rewards {rewards.tolist()}.")
+            raise ConfigError(
+                f"{name} returned {advantage.tolist()} for rewards {rewards.tolist()}."
+            )
         spread.append(advantage.detach().float().reshape(-1).expand(length))
     return spread

@@ -53,49 +53,52 @@ class _TokenLogp(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         size = hidden.shape[0]
         logp = hidden.new_empty(size, dtype=torch.float32)
-        lse = torch.empty_like(logp)
+        top, log_total = torch.empty_like(logp), torch.empty_like(logp)
         entropy = torch.empty_like(logp) if want_entropy else logp.new_empty(0)
+        matrix = weight.float()
         for rows in _chunks(size, weight.shape[0]):
-            logits = _logits(hidden[rows], weight, bias, temperature)
-            top, top_index = logits.max(-1, keepdim=True)
+            logits = _logits(hidden[rows], matrix, bias, temperature)
+            highest, top_index = logits.max(-1, keepdim=True)
             own = logits.gather(-1, target[rows, None])
-            shifted = logits.sub_(top)
+            shifted = logits.sub_(highest)
             if want_entropy:
                 exps = shifted.exp()
-                weighted = (exps * shifted).sum(-1)
+                weighted = shifted.mul_(exps).sum(-1)
             else:
                 exps = shifted.exp_()
             others = exps.scatter_(-1, top_index, 0.0).sum(-1)
-            log_total = torch.log1p(others)  # logsumexp of the shifted logits
-            logp[rows] = (own - top).squeeze(-1) - log_total
-            lse[rows] = top.squeeze(-1) + log_total
+            top[rows] = highest.squeeze(-1)
+            log_total[rows] = torch.log1p(others)  # logsumexp of the shifted logits
+            logp[rows] = (own - highest).squeeze(-1) - log_total[rows]
             if want_entropy:
-                entropy[rows] = log_total - weighted / (1 + others)
-        ctx.save_for_backward(hidden, weight, bias, target, lse, entropy)
+                entropy[rows] = log_total[rows] - weighted / (1 + others)
+        ctx.save_for_backward(hidden, weight, bias, target, top, log_total, entropy)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
         return logp, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad_logp, grad_entropy = grads
-        hidden, weight, bias, target, lse, entropy = ctx.saved_tensors
+        hidden, weight, bias, target, top, log_total, entropy = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if need_hidden else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
+        grad_logp, grad_entropy = (None if g is None else g / ctx.temperature for g in grads)
+        matrix = weight.float()
         for rows in _chunks(hidden.shape[0], weight.shape[0]):
-            logits = _logits(hidden[rows], weight, bias, ctx.temperature)
-            log_p = logits.sub_(lse[rows, None])
+            logits = _logits(hidden[rows], matrix, bias, ctx.temperature)
+            # One after the other: their sum, logsumexp, would round a confident token's share away.
+            log_p = logits.sub_(top[rows, None]).sub_(log_total[rows, None])
             d_logits = _d_logits(
                 log_p,
                 target[rows, None],
                 None if grad_logp is None else grad_logp[rows, None],
                 None if grad_entropy is None else grad_entropy[rows, None],
                 entropy[rows, None] if grad_entropy is not None else None,
-            ).div_(ctx.temperature)
+            )
             if d_hidden is not None:
-                d_hidden[rows] = (d_logits @ weight.float()).to(hidden.dtype)
+                d_hidden[rows] = (d_logits @ matrix).to(hidden.dtype)
             if d_weight is not None:
                 d_weight.addmm_(d_logits.T, hidden[rows].float())
             if d_bias is not None:
@@ -118,22 +121,22 @@ def _d_logits(
     entropy: Tensor | None,
 ) -> Tensor:
     """Gradient of one chunk's logits [t, V]; columns [t, 1] broadcast. Overwrites `log_p`."""
-    p = log_p.exp()
-    if grad_entropy is not None and entropy is not None:  # dH/dz_j = -p_j * (log p_j + H)
+    if grad_entropy is None or entropy is None:
+        p, gradient = log_p.exp_(), None
+    else:  # dH/dz_j = -p_j * (log p_j + H)
+        p = log_p.exp()
         gradient = log_p.add_(entropy).mul_(p).mul_(-grad_entropy)
-    else:
-        gradient = torch.zeros_like(p) if grad_logp is None else log_p.zero_()
     if grad_logp is not None:  # d logp_a/dz_j = [j = a] - p_j, and 1 - p_a is the others' sum
-        p.scatter_(-1, target, 0.0)
-        others = p.sum(-1, keepdim=True)
-        gradient.addcmul_(p, grad_logp, value=-1.0)
-        gradient.scatter_add_(-1, target, others * grad_logp)
+        others = p.scatter_(-1, target, 0.0).sum(-1, keepdim=True)
+        p.mul_(-grad_logp).scatter_(-1, target, others * grad_logp)
+        gradient = p if gradient is None else gradient.add_(p)
+    assert gradient is not None  # autograd calls only where one of the two is wanted
     return gradient
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """Float32 logits; the product itself accumulates in float32 whatever the inputs' dtype."""
-    logits = hidden.float() @ weight.float().T
+    """Float32 logits; the product itself accumulates in float32 whatever hidden's dtype."""
+    logits = hidden.float() @ weight.T
     if bias is not None:
         logits += bias.float()
     return logits if temperature == 1.0 else logits.div_(temperature)

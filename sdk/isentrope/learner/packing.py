@@ -73,26 +73,25 @@ def micro_batches(episodes: Sequence[Episode], budget: int) -> list[list[int]]:
 def collate(episodes: Sequence[Episode], device: torch.device) -> Inputs:
     """Lay episodes out for one forward pass; tokens come in the order of the episodes."""
     segments = [segment for episode in episodes for segment in episode.segments]
-    ids = np.zeros((len(segments), max(len(s.ids) for s in segments)), np.int64)
-    rows, columns = [], []
-    for row, segment in enumerate(segments):
-        ids[row, : len(segment.ids)] = segment.ids
-        (position,) = segment.sampled.nonzero()
-        rows.append(np.full(len(position), row))
-        columns.append(position - 1)
-    row, column = np.concatenate(rows), np.concatenate(columns)
-    target = ids[row, column + 1]
-    return Inputs(*(torch.from_numpy(x).to(device) for x in (ids, row, column, target)))
+    lengths = np.array([len(segment.ids) for segment in segments])
+    inside = np.arange(lengths.max()) < lengths[:, None]
+    ids, sampled = np.zeros(inside.shape, np.int64), np.zeros(inside.shape, np.bool_)
+    ids[inside] = np.concatenate([segment.ids for segment in segments])
+    sampled[inside] = np.concatenate([segment.sampled for segment in segments])
+    row, position = sampled.nonzero()
+    arrays = (ids, row, position - 1, ids[row, position])
+    return Inputs(*(torch.from_numpy(x).to(device) for x in arrays))
 
 
 def token_batch(trajectories: Sequence[Trajectory], device: torch.device, step: int) -> TokenBatch:
     """Concatenate trajectories; `logp` is the old policy's until a forward pass replaces it."""
     lengths = torch.tensor([len(t) for t in trajectories])
     old_logp = torch.cat([t.old_logp for t in trajectories])
-    sampled = [s for t in trajectories for s in t.episode.segments]
+    segments = [s for t in trajectories for s in t.episode.segments]
+    sampled = np.concatenate([s.sampled for s in segments])
 
     def per_token(name: str) -> Tensor:
-        return torch.from_numpy(np.concatenate([getattr(s, name)[s.sampled] for s in sampled]))
+        return torch.from_numpy(np.concatenate([getattr(s, name) for s in segments])[sampled])
 
     batch = TokenBatch(
         logp=old_logp,
@@ -108,5 +107,6 @@ def token_batch(trajectories: Sequence[Trajectory], device: torch.device, step: 
     )
     if device.type == "cpu":
         return batch
-    tensors = {k: v for k, v in attrs.asdict(batch, recurse=False).items() if isinstance(v, Tensor)}
-    return attrs.evolve(batch, **{k: v.to(device) for k, v in tensors.items()})
+    fields: dict[str, Any] = attrs.asdict(batch, recurse=False)
+    moved = {k: v.to(device) for k, v in fields.items() if isinstance(v, Tensor)}
+    return attrs.evolve(batch, **moved)

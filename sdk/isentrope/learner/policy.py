@@ -38,7 +38,7 @@ class Policy(nn.Module):
         self._self_test()
 
     def forward(self, inputs: Inputs, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Return log-probs [T] float32 of the sampled tokens, and their exact entropies if asked."""
+        """Return log-probs [T] float32 of the sampled tokens, and exact entropies if asked."""
         decoder: Any = self._plain.get_decoder()
         states = decoder(input_ids=inputs.ids, use_cache=False).last_hidden_state
         head: Any = self._plain.get_output_embeddings()

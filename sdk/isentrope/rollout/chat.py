@@ -45,22 +45,19 @@ class ChatTemplate:
         ]
         text = self._render([*stand_in, *messages]).split(_MARK, 1)[1]
         if last_id in self._stop_ids:
-            text = text.removeprefix(self._tokenizer.decode([last_id]))
+            text = text.removeprefix(str(self._tokenizer.decode([last_id])))
         return self._encode(text)
 
     def text(self, ids: Sequence[int]) -> str:
         """Return an assistant's turn as text, without the stop token that ended it."""
         spoken = ids[:-1] if ids and ids[-1] in self._stop_ids else ids
-        decoded = self._tokenizer.decode(list(spoken), clean_up_tokenization_spaces=False)
-        assert isinstance(decoded, str)
-        return decoded
+        return str(self._tokenizer.decode(list(spoken), clean_up_tokenization_spaces=False))
 
     def _render(self, messages: Sequence[Message]) -> str:
-        rendered = self._tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
+        plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+        return str(
+            self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
         )
-        assert isinstance(rendered, str)
-        return rendered
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -79,10 +80,8 @@ class RolloutCollector:
         if clean:
             self._idle.append(env)
             return
-        try:
+        with suppress(Exception):  # it failed already, and its episode says how
             env.close()
-        except Exception:  # noqa: S110  it failed already, and its episode says how
-            pass
 
     async def _play(self, env: TextEnv, record: _Record) -> None:
         request = record.request
@@ -91,7 +90,8 @@ class RolloutCollector:
         for turn in range(self.config.max_turns):
             room = self.context - len(ledger.ids)
             if room < 1:
-                return record.stop(StopReason.CONTEXT)
+                record.stop(StopReason.CONTEXT)
+                return
             completion = await self.engine.generate(
                 ledger.ids,
                 attrs.evolve(
@@ -105,11 +105,13 @@ class RolloutCollector:
             action = record.say(ledger.policy_said(completion))
             if completion.finish_reason == "length":
                 short = room <= self.sampling.max_tokens
-                return record.stop(StopReason.CONTEXT if short else StopReason.MAX_TOKENS)
+                record.stop(StopReason.CONTEXT if short else StopReason.MAX_TOKENS)
+                return
             observation, reward, terminated, truncated, info = env.step(action)
-            record.rewards.append(reward)
+            record.rewards.append(float(reward))
             if terminated or truncated:
-                return record.finish(info, terminated=terminated)
+                record.finish(info, terminated=terminated)
+                return
             answer = _messages(observation, info)
             record.messages += answer
             ledger.environment_said(answer)

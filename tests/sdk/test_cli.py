@@ -1,0 +1,99 @@
+"""The command line as a user meets it: a process, its output, its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIG = """
+env = "arithmetic"
+iterations = 2
+[model]
+id = "tiny-qwen3"
+hidden_size = 32
+layers = 1
+warmup_steps = 150
+warmup_batch = 64
+warmup_lr = 8e-3
+[algorithm]
+recipe = "repo-r"
+minibatch = 16
+[rollout]
+tasks = 4
+max_tokens = 24
+"""
+
+
+def isentrope(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "isentrope", *map(str, arguments)],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def test_train_writes_metrics_and_eval_reads_the_run(config: Path) -> None:
+    cwd = config.parent
+    done = isentrope("train", config, "--set", "iterations=1", "--set", "rollout.group=6", cwd=cwd)
+    assert (0, "") == (done.returncode, done.stderr)
+    assert "reward" in done.stdout
+    (folder,) = (cwd / "runs").iterdir()
+    (metrics,) = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    assert (24, 0) == (metrics["episodes"], metrics["iteration"])
+    again = isentrope("train", config, "--set", "iterations=1", cwd=cwd)
+    assert 0 == again.returncode
+    assert 2 == len(list((cwd / "runs").iterdir()))  # a second run gets a folder of its own
+    evaluated = isentrope("eval", folder, "--tasks", 4, "-k", 2, cwd=cwd)
+    assert (0, "") == (evaluated.returncode, evaluated.stderr)
+    assert "pass@2" in evaluated.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["algorithm.recipe=rep-r"], "Did you mean 'repo-r'?"),
+        (["rollout.taks=4"], "rollout: Key 'taks' does not exist. Did you mean 'tasks'?"),
+        (["algorithm.objective.eps_lw=1"], "Did you mean 'eps_low'?"),
+        (["algorithm.repo_r.zeta=1000"], "RepoR.zeta must be within [-10, 10]; got 1000"),
+        (["nonsense"], "--set expects key=value; got 'nonsense'"),
+        (["env=arithmetics"], "Did you mean 'arithmetic'?"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_exit_status_2(config, settings, told) -> None:
+    arguments = [part for s in settings for part in ("--set", s)]
+    done = isentrope("train", config, *arguments, cwd=config.parent)
+    assert 2 == done.returncode
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert 1 == len(done.stderr.strip().splitlines())
+    assert not (config.parent / "runs").exists()
+
+
+def test_a_config_that_is_missing_or_no_toml_is_one_sentence(tmp_path: Path) -> None:
+    missing = isentrope("train", "no.toml", cwd=tmp_path)
+    assert (2, True) == (missing.returncode, "no.toml cannot be read" in missing.stderr)
+    (tmp_path / "bad.toml").write_text("env = arithmetic")
+    bad = isentrope("train", "bad.toml", cwd=tmp_path)
+    assert (2, True) == (bad.returncode, "bad.toml is not valid TOML" in bad.stderr)
+
+
+def test_plugins_and_envs_are_listed(tmp_path: Path) -> None:
+    plugins = isentrope("plugins", cwd=tmp_path)
+    assert 0 == plugins.returncode
+    for column in ("arithmetic", "grpo", "entropy-ladder", "tiny-qwen3", "transformers"):
+        (line,) = (x for x in plugins.stdout.splitlines() if x.split()[0] == column)
+        assert " ok " in line
+    envs = isentrope("envs", cwd=tmp_path)
+    assert "train, dev, test" in envs.stdout
