@@ -24,7 +24,7 @@ LONGEST = 40  # characters of one side of an equation that are read
 
 _BOX = re.compile(r"\\boxed\{([^{}]*)\}")
 _NUMBER = re.compile(r"-?[0-9]{1,9}")
-_EQUATION = re.compile(r"(?<![0-9x+\-*/=])[0-9x+\-*/]++(?:=[0-9x+\-*/]++)+")
+_EQUATION = re.compile(r"(?<![0-9x+\-*/])[0-9x+\-*/]++(?:=[0-9x+\-*/]++)+")
 _TERM = re.compile(r"[+-]?[^+-]+")
 _FACTOR = re.compile(r"(\*|/|^)([0-9]{0,9})(x?)(?=[*/]|$)")
 

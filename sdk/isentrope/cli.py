@@ -19,7 +19,8 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-_console = Console()
+_console = Console() if sys.stdout.isatty() else Console(width=1000, soft_wrap=True)
+"""A file or a pipe gets whole lines, however long."""
 
 
 def main() -> None:
@@ -86,11 +87,14 @@ def plugins() -> None:
     """List every component, where it comes from, and what is wrong with it."""
     from isentrope.plugins import registry
 
-    table = Table("id", "kind", "distribution", "version", "state", "summary", box=None)
+    table = Table(box=None)
+    for column in ("id", "kind", "distribution", "version", "state"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("summary")
     for row in registry().rows:
         colour = "green" if row.state == "ok" else "red"
-        cells = (row.id, row.kind, row.distribution, row.version)
-        table.add_row(*map(_escaped, cells), f"[{colour}]{row.state}[/]", _escaped(row.summary))
+        cells = map(_escaped, (row.id, row.kind, row.distribution, row.version))
+        table.add_row(*cells, f"[{colour}]{row.state}[/]", _escaped(row.summary))
     _console.print(table)
 
 

@@ -95,14 +95,14 @@ class Qwen3Decoder:
         cos, sin = self._rotation.at(positions, cache.room)
         x = functional.embedding(ids, self._embedding).to(self._dtype)
         for layer, states in zip(self._layers, cache.states, strict=True):
-            x = x + self._attend(layer, self._normed(x, layer.norm), cos, sin, states, cache)
-            x = x + self._feed_forward(layer, self._normed(x, layer.mlp_norm))
+            x += self._attend(layer, self._normed(x, layer.norm), cos, sin, states, cache)
+            x += self._feed_forward(layer, self._normed(x, layer.mlp_norm))
         last = self._normed(x[:, -1], self._norm)
         return functional.linear(last.float(), self._head)
 
     def _feed_forward(self, layer: _Layer, x: Tensor) -> Tensor:
         gate, up = functional.linear(x, layer.gate_up).chunk(2, -1)
-        return functional.linear(functional.silu(gate) * up, layer.down)
+        return functional.linear(functional.silu(gate).mul_(up), layer.down)
 
     def _attend(
         self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, states: Tensor, cache: _Cache
@@ -111,10 +111,12 @@ class Qwen3Decoder:
         rows, new, _ = x.shape
         size = self._rotation.size
         heads = functional.linear(x, layer.qkv).view(rows, new, -1, size)
-        queries, keys, values = heads.split([self._heads, self._kv_heads, self._kv_heads], 2)
-        normed = [self._normed(queries, layer.q_norm), self._normed(keys, layer.k_norm)]
-        rotated = rotate(torch.cat(normed, 2), cos, sin)
-        queries, keys = rotated.split([self._heads, self._kv_heads], 2)
+        # Queries and keys are normed and rotated as one: half the operations.
+        rotated = self._heads + self._kv_heads
+        both = functional.rms_norm(heads[:, :, :rotated], (size,), None, self._eps)
+        both = rotate(both * layer.qk_norm(self._heads, self._kv_heads), cos, sin)
+        queries, keys = both[:, :, : self._heads], both[:, :, self._heads :]
+        values = heads[:, :, rotated:]
         states[0, :, :, cache.used - new : cache.used] = keys.transpose(1, 2)
         states[1, :, :, cache.used - new : cache.used] = values.transpose(1, 2)
         seen = states[:, :, :, : cache.used]
@@ -189,6 +191,10 @@ class _Layer:
             gate_up=_fuse([f"{mlp}{part}_proj.weight" for part in ("gate", "up")], place),
             down=place[f"{mlp}down_proj.weight"],
         )
+
+    def qk_norm(self, heads: int, kv_heads: int) -> Tensor:
+        """Return the weights of the query and key norms, side by side: [H + K, D]."""
+        return torch.cat([self.q_norm.expand(heads, -1), self.k_norm.expand(kv_heads, -1)])
 
 
 class _Cache:
