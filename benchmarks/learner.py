@@ -55,19 +55,18 @@ class ByHand:
 def make_model() -> Qwen3ForCausalLM:
     """Make the embedded model's shape, with random weights."""
     torch.manual_seed(0)
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=VOCABULARY,
-            hidden_size=64,
-            intermediate_size=192,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-        )
-    ).eval()
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
+    return Qwen3ForCausalLM(config)  # Policy sets it to eval; there is no dropout in it
 
 
 def make_episodes() -> list[Episode]:
@@ -80,7 +79,9 @@ def make_episodes() -> list[Episode]:
         ids = rng.integers(0, VOCABULARY, size)
         segment = Segment(ids, mask, np.zeros(size), np.zeros(size), np.where(mask, 0, -1))
         task = f"task-{i // 8}"
-        episodes.append(Episode(task, 0, i % 8, (segment,), (), (0.0,), False, StopReason.TERMINATED))
+        episodes.append(
+            Episode(task, 0, i % 8, (segment,), (), (0.0,), False, StopReason.TERMINATED)
+        )
     return episodes
 
 
@@ -144,7 +145,7 @@ def step_by_hand(
         clipped = ratio.clamp(0.8, 1.2)
         per_token = -torch.minimum(ratio * batch.advantage, clipped * batch.advantage)
         loss = (batch.weight * per_token).sum()
-        loss.backward()
+        torch.autograd.backward(loss)
         total += loss.detach()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()

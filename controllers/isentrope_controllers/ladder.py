@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 from attrs import field, frozen, validators
 
-from isentrope import ConfigError, Controller, Statistics
+from isentrope import ConfigError, Controller, Knob, Statistics
 
 
 @frozen(kw_only=True)
@@ -24,11 +24,11 @@ class EntropyLadder(Controller):
 
     knob: str = field(validator=validators.instance_of(str))
     """Path of the knob; more of it must mean more entropy."""
-    low: float = field(default=1e-4, validator=validators.gt(0))
+    low: float = field(default=1e-4, validator=validators.gt(0.0))
     """Smallest magnitude."""
-    high: float = field(default=0.05, validator=validators.gt(0))
+    high: float = field(default=0.05, validator=validators.gt(0.0))
     """Largest magnitude; need not be a rung."""
-    target: float | None = field(default=None, validator=validators.optional(validators.ge(0)))
+    target: float | None = field(default=None, validator=validators.optional([validators.ge(0.0), validators.lt(math.inf)]))
     """Entropy to hold, nats per token; None: that of the first iteration."""
 
     @high.validator
@@ -37,9 +37,9 @@ class EntropyLadder(Controller):
             raise ConfigError(f"high ({value:g}) must be at least low ({self.low:g}).")
 
     @property
-    def moves(self) -> frozenset[str]:
-        """The one knob."""
-        return frozenset({self.knob})
+    def moves(self) -> Mapping[str, Knob]:
+        """The one knob, to both sides of zero."""
+        return {self.knob: Knob(-self.high, self.high)}
 
     def target_entropy(self, statistics: Statistics) -> float:
         """Return `target`, or the first iteration's entropy."""

@@ -26,7 +26,7 @@ _BOX = re.compile(r"\\boxed\{([^{}]*)\}")
 _NUMBER = re.compile(r"-?[0-9]{1,9}")
 _EQUATION = re.compile(r"(?<![0-9x+\-*/])[0-9x+\-*/]++(?:=[0-9x+\-*/]++)+")
 _TERM = re.compile(r"[+-]?[^+-]+")
-_FACTOR = re.compile(r"(\*|/|^)([0-9]{0,9})(x?)(?=[*/]|$)")
+_FACTOR = re.compile(r"([*/])([0-9]{0,9})(x?)(?=[*/]|$)")
 
 
 class Arithmetic(TextEnv):
@@ -126,7 +126,7 @@ def _value(expression: str, x: int) -> Fraction | None:
     total = Fraction(0)
     for term in terms:
         value = Fraction(-1 if term[0] == "-" else 1)
-        product = term.lstrip("+-")
+        product = "*" + term.lstrip("+-")
         factors = list(_FACTOR.finditer(product))
         if "".join(f.group(0) for f in factors) != product:
             return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from attrs import frozen
 
 from isentrope import Objective, TokenBatch, knob
@@ -43,7 +42,7 @@ class Clipped(Objective):
         """Return the loss per token [T]."""
         ratio = batch.ratio
         clipped = ratio.clamp(1 - self.eps_low, 1 + self.eps_high)
-        return -torch.minimum(ratio * batch.advantage, clipped * batch.advantage)
+        return -(ratio * batch.advantage).minimum(clipped * batch.advantage)
 
     def diagnostics(self, batch: TokenBatch) -> Mapping[str, Tensor]:
         """Return where the bound took the gradient away: above for A > 0, below for A < 0."""

@@ -30,5 +30,8 @@ class RepoR(AdvantageTransform):
         return batch.advantage - self.zeta * batch.advantage.abs() * batch.logp.detach()
 
     def diagnostics(self, batch: TokenBatch) -> Mapping[str, Tensor]:
-        """Return where the transform reverses the advantage's sign (A < 0, log pi < -1/zeta)."""
+        """Return where the transform reverses the advantage's sign.
+
+        That is where ``log pi < -1 / |zeta|`` and A has the sign that zeta has not.
+        """
         return {"repo_r_flipped": self(batch) * batch.advantage < 0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain, count
 from typing import Any, Literal, TypeVar, get_args
 
 import attrs
@@ -22,6 +23,7 @@ from isentrope.parts import (
     Statistics,
     TokenBatch,
 )
+from isentrope.validation import instance_of, whole
 
 Aggregation = Literal[
     "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
@@ -58,36 +60,32 @@ class Algorithm:
     Raises `ConfigError` for a combination that cannot work.
     """
 
-    advantage: AdvantageEstimator = field(validator=validators.instance_of(AdvantageEstimator))
-    objective: Objective = field(validator=validators.instance_of(Objective))
+    advantage: AdvantageEstimator = field(validator=instance_of(AdvantageEstimator))
+    objective: Objective = field(validator=instance_of(Objective))
     transforms: tuple[AdvantageTransform, ...] = field(
         default=(),
         converter=_sequence_of,
-        validator=validators.deep_iterable(validators.instance_of(AdvantageTransform)),
+        validator=validators.deep_iterable(instance_of(AdvantageTransform)),
     )
     """Applied in order."""
     controllers: tuple[Controller, ...] = field(
         default=(),
         converter=_sequence_of,
-        validator=validators.deep_iterable(validators.instance_of(Controller)),
+        validator=validators.deep_iterable(instance_of(Controller)),
     )
     aggregation: Aggregation = "seq-mean-token-mean"
     """The denominators are global: the nominal `minibatch` (or all episodes) for the ``seq-``
     kinds, whatever filtering left in it, and the minibatch's token count for ``token-mean``."""
-    norm_length: int | None = field(
-        default=None, validator=validators.optional(validators.instance_of(int))
-    )
+    norm_length: int | None = field(default=None, validator=validators.optional(whole(1)))
     """Tokens that ``seq-mean-token-sum-norm`` divides each episode's sum by."""
-    epochs: int = field(default=1, validator=validators.instance_of(int))
+    epochs: int = field(default=1, validator=whole(1))
     """Passes over an iteration's experience."""
-    minibatch: int | None = field(
-        default=None, validator=validators.optional(validators.instance_of(int))
-    )
+    minibatch: int | None = field(default=None, validator=validators.optional(whole(1)))
     """Episodes per optimizer step; None, or more than an iteration collects: all of them."""
 
     def __attrs_post_init__(self) -> None:
         """Check the composition."""
-        self._check_numbers()
+        self._check_aggregation()
         self._check_parts()
         self._check_controllers()
 
@@ -95,18 +93,15 @@ class Algorithm:
         """Return every part by the name that knob paths and overrides use.
 
         ``advantage``, ``objective``, and for transforms and controllers their class names in
-        snake case (``repo_r``, ``entropy_ladder``).
+        snake case (``repo_r``, ``entropy_ladder``; a second of the same class, ``repo_r_2``). In
+        the order of the algorithm's fields.
         """
         slots: dict[str, Part] = {"advantage": self.advantage, "objective": self.objective}
         named: tuple[Part, ...] = (*self.transforms, *self.controllers)
         for part in named:
             name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(part).__name__).lower()
-            if name in slots:
-                raise ConfigError(
-                    f"The algorithm has two parts named {name!r}; knob paths would be ambiguous. "
-                    "Keep one, or subclass it under another name."
-                )
-            slots[name] = part
+            numbered = (f"{name}_{number}" for number in count(2))
+            slots[next(n for n in chain([name], numbered) if n not in slots)] = part
         return slots
 
     def knobs(self) -> dict[str, Knob]:
@@ -138,9 +133,8 @@ class Algorithm:
     def control(self, statistics: Statistics, state: AlgorithmState) -> None:
         """Let every controller move its knobs in `state`.
 
-        Raises `ConfigError` where one moves a knob that it did not declare, or out of its bounds.
+        Raises `ConfigError` where one moves a knob that it did not declare, or further than that.
         """
-        bounds = self.knobs()
         for slot, part in self.slots().items():
             if not isinstance(part, Controller):
                 continue
@@ -150,10 +144,9 @@ class Algorithm:
                     raise ConfigError(
                         f"Controller {slot!r} moved {path!r}, but declares {sorted(part.moves)}."
                     )
-                if not bounds[path].low <= value <= bounds[path].high:
+                if value not in (range_ := part.moves[path]):
                     raise ConfigError(
-                        f"Controller {slot!r} moved {path!r} to {value!r}, outside "
-                        f"[{bounds[path].low:g}, {bounds[path].high:g}]."
+                        f"Controller {slot!r} moved {path!r} to {value!r}, outside {range_}."
                     )
                 state.knobs[path] = float(value)
 
@@ -178,15 +171,13 @@ class Algorithm:
         yield from self.transforms
 
     def _map(self, change: Any) -> Algorithm:
-        slots = {id(part): slot for slot, part in self.slots().items()}
+        slots = list(self.slots().items())[: 2 + len(self.transforms)]  # without controllers
+        advantage, objective, *transforms = (change(slot, part) for slot, part in slots)
         return attrs.evolve(
-            self,
-            advantage=change("advantage", self.advantage),
-            objective=change("objective", self.objective),
-            transforms=tuple(change(slots[id(t)], t) for t in self.transforms),
+            self, advantage=advantage, objective=objective, transforms=tuple(transforms)
         )
 
-    def _check_numbers(self) -> None:
+    def _check_aggregation(self) -> None:
         if self.aggregation not in AGGREGATIONS:
             raise UnknownNameError("Aggregation", self.aggregation, AGGREGATIONS)
         if (self.aggregation == "seq-mean-token-sum-norm") != (self.norm_length is not None):
@@ -195,13 +186,6 @@ class Algorithm:
                 f"'seq-mean-token-sum-norm', and only with it; got aggregation="
                 f"{self.aggregation!r}, norm_length={self.norm_length!r}."
             )
-        for name, value in (
-            ("epochs", self.epochs),
-            ("minibatch", self.minibatch),
-            ("norm_length", self.norm_length),
-        ):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1; got {value}.")
 
     def _check_parts(self) -> None:
         for part in self._components():
@@ -216,16 +200,28 @@ class Algorithm:
 
     def _check_controllers(self) -> None:
         knobs, moved_by = self.knobs(), dict[str, str]()
+        names = ", ".join(type(part).__name__ for part in self._components())
         for slot, part in self.slots().items():
             if not isinstance(part, Controller):
                 continue
-            for path in part.moves:
+            if not isinstance(part.moves, Mapping):
+                raise ConfigError(
+                    f"Controller {slot!r}: moves must map knob paths to Knob ranges; got "
+                    f"{part.moves!r}."
+                )
+            for path, range_ in part.moves.items():
                 if path not in knobs:
                     raise UnknownNameError(
                         f"Controller {slot!r} moves a knob that this algorithm does not have:",
                         path,
                         knobs,
-                        hint=f" Knobs here: {', '.join(sorted(knobs)) or 'none'}.",
+                        hint=f" Its parts are {names}: use one with that knob, or let the "
+                        "controller move another.",
+                    )
+                if range_.low not in knobs[path] or range_.high not in knobs[path]:
+                    raise ConfigError(
+                        f"Controller {slot!r} may move {path!r} within {range_}, but that knob's "
+                        f"bounds are {knobs[path]}."
                     )
                 if path in moved_by:
                     raise ConfigError(

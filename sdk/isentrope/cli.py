@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from isentrope.errors import IsentropeError
+from isentrope.errors import ConfigError, IsentropeError
 
 app = typer.Typer(
     help="Train language models by reinforcement learning, with entropy under control.",
@@ -34,7 +34,7 @@ def main() -> None:
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="TOML file", metavar="CONFIG.toml")],
+    config: Annotated[Path | None, typer.Argument(help="TOML file", metavar="CONFIG.toml")] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set rollout.tasks=16"),
@@ -42,16 +42,25 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Run folder; default: a new one in runs/")
     ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run that stopped")
+    ] = None,
 ) -> None:
     """Train a policy and write a run folder."""
     import isentrope
     from isentrope.config import parse_settings
 
+    if config is None and resume is None:
+        raise ConfigError("Name a CONFIG.toml to train from, or --resume RUN to go on with one.")
     overrides = parse_settings(setting or ())
     if out is not None:
         overrides["out"] = str(out)
-    run = isentrope.train(config, on_iteration=_print_iteration, **overrides)
+    run = isentrope.train(config, resume=resume, on_iteration=_print_iteration, **overrides)
+    done, wanted = len(run.metrics), run.config.iterations
     _console.print(f"Run folder: {run.path}", highlight=False)
+    if done < wanted and not run.metrics[-1]["stopped"]:
+        _console.print(f"Stopped after {done} iterations: isentrope train --resume {run.path}")
+        raise typer.Exit(130)
 
 
 @app.command("eval")

@@ -12,15 +12,19 @@ import tomli_w
 from attrs import field, frozen, validators
 
 from isentrope.algorithms import Algorithm
-from isentrope.components import component, make, structure, unstructure
+from isentrope.components import component, make
 from isentrope.engines import EngineConfig, Sampling
-from isentrope.errors import ConfigError
+from isentrope.errors import ConfigError, IsentropeError, UnknownNameError, within
 from isentrope.models import ModelConfig
 from isentrope.plugins import registry
 from isentrope.specs import EnvRef
+from isentrope.structuring import fields, structure, unstructure
+from isentrope.validation import real, whole
 
-_positive = validators.gt(0.0)
-_at_least_one = validators.ge(1)
+_DEFAULT_IDS = {"model": "tiny-qwen3", "engine": "transformers"}
+"""Ids, looked up among the plugins like any other."""
+_one_or_more = whole(1)
+_positive = real(above=0)
 
 
 @frozen(kw_only=True)
@@ -29,31 +33,28 @@ class RolloutConfig:
 
     split: str = "train"
     """The environment's task split to train on."""
-    tasks: int = field(default=32, validator=_at_least_one)
+    tasks: int = field(default=32, validator=_one_or_more)
     """Tasks (groups) per iteration."""
-    group: int = field(default=8)
+    group: int = field(
+        default=8,
+        validator=whole(
+            2,
+            "an advantage compares rollouts of the same task, and one has nothing to be compared "
+            "with",
+        ),
+    )
     """Rollouts of each task, G."""
     temperature: float = field(default=1.0, validator=_positive)
-    top_p: float = field(default=1.0, validator=[_positive, validators.le(1.0)])
-    top_k: int = field(default=0, validator=validators.ge(0))
-    max_tokens: int = field(default=256, validator=_at_least_one)
+    top_p: float = field(default=1.0, validator=real(high=1, above=0))
+    top_k: int = field(default=0, validator=whole(0))
+    max_tokens: int = field(default=256, validator=_one_or_more)
     """Sampled tokens per turn; a turn cut off here ends the episode as truncated."""
-    max_turns: int = field(default=30, validator=_at_least_one)
+    max_turns: int = field(default=30, validator=_one_or_more)
     """Turns per episode."""
-    context: int | None = field(default=None, validator=validators.optional(_at_least_one))
+    context: int | None = field(default=None, validator=validators.optional(_one_or_more))
     """Tokens per episode, prompt included; None: what the model's positions allow."""
-    max_failure_rate: float = field(
-        default=0.5, validator=[validators.ge(0.0), validators.le(1.0)]
-    )
+    max_failure_rate: float = field(default=0.5, validator=real(0, 1))
     """Share of an iteration's episodes that may fail before the run stops."""
-
-    @group.validator
-    def _check_group(self, _: attrs.Attribute[int], value: int) -> None:
-        if value < 2:
-            raise ConfigError(
-                f"group must be at least 2; got {value}. An advantage compares rollouts of the "
-                "same task, and one has nothing to be compared with."
-            )
 
     def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
         """Return the sampling parameters of a turn."""
@@ -70,7 +71,7 @@ class RolloutConfig:
 class LoraConfig:
     """Train low-rank adapters (PEFT) on every linear layer but the head, not the full weights."""
 
-    r: int = field(default=16, validator=_at_least_one)
+    r: int = field(default=16, validator=_one_or_more)
     alpha: float = field(default=32.0, validator=_positive)
 
 
@@ -78,20 +79,21 @@ class LoraConfig:
 class LearnerConfig:
     """How the policy is updated: AdamW at a constant rate."""
 
-    lr: float = field(default=3e-4, validator=[_positive, validators.lt(1.0)])
-    weight_decay: float = field(default=0.0, validator=validators.ge(0.0))
+    lr: float = field(default=3e-4, validator=real(high=1, above=0))
+    weight_decay: float = field(default=0.0, validator=real(0))
     betas: tuple[float, float] = field(default=(0.9, 0.95))
     max_grad_norm: float = field(default=1.0, validator=_positive)
     """Gradients are scaled down to this L2 norm."""
     lora: LoraConfig | None = None
     """None: train the full weights."""
-    micro_batch_tokens: int = field(default=16384, validator=_at_least_one)
+    micro_batch_tokens: int = field(default=4096, validator=_one_or_more)
     """Tokens (padding included) per forward pass; changes memory and speed, never the gradient."""
 
     @betas.validator
-    def _check_betas(self, _: attrs.Attribute[Any], value: tuple[float, float]) -> None:
-        if not all(0 <= beta < 1 for beta in value):
-            raise ConfigError(f"betas must be within [0, 1); got {value}.")
+    def _check_betas(self, _: attrs.Attribute[Any], value: object) -> None:
+        pair = value if isinstance(value, (tuple, list)) and len(value) == 2 else ()
+        if not pair or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in pair):
+            raise ConfigError(f"LearnerConfig.betas must be two numbers in [0, 1); got {value!r}.")
 
 
 @frozen(kw_only=True)
@@ -104,19 +106,21 @@ class TrainConfig:
 
     env: EnvRef
     algorithm: Algorithm
-    model: ModelConfig = field(factory=lambda: component("model", "tiny-qwen3"))
-    engine: EngineConfig = field(factory=lambda: component("engine", "transformers"))
+    model: ModelConfig = field(factory=lambda: component("model", _DEFAULT_IDS["model"]))
+    engine: EngineConfig = field(factory=lambda: component("engine", _DEFAULT_IDS["engine"]))
     rollout: RolloutConfig = field(factory=RolloutConfig)
     learner: LearnerConfig = field(factory=LearnerConfig)
-    iterations: int = field(default=100, validator=_at_least_one)
-    seed: int = field(default=0, validator=validators.ge(0))
+    iterations: int = field(default=100, validator=_one_or_more)
+    seed: int = field(default=0, validator=whole(0))
     """Decides everything random in the run."""
-    threads: int = field(default=1, validator=_at_least_one)
+    threads: int = field(default=1, validator=_one_or_more)
     """torch's intra-op threads. One is fastest for tiny models: with more, handing work out costs
     more than the work (measured: 10 to 30 times slower on a busy two-core machine)."""
-    stop_after_idle: int = field(default=10, validator=_at_least_one)
+    stop_after_idle: int = field(default=10, validator=_one_or_more)
     """Iterations in a row with nothing to learn from (every group's rewards equal) that end the
     run."""
+    checkpoint_every: int = field(default=10, validator=_one_or_more)
+    """Iterations between checkpoints; there is always one at the end."""
     out: Path | None = None
     """Run folder; None: a new one under ``runs/``."""
 
@@ -131,12 +135,12 @@ class TrainConfig:
                 "learner's log-probs are those of the whole distribution): use top_p=1 and "
                 "top_k=0, or an objective without ratios."
             )
-        env = make(self.env.id, **self.env.config)
-        try:
+        with within("env"):
+            env = make(self.env.id, **self.env.config)
+        with within("rollout.split"):
             if not env.tasks[self.rollout.split]:
-                raise ConfigError(f"Split {self.rollout.split!r} of {self.env.id!r} has no tasks.")
-        finally:
-            env.close()
+                raise ConfigError(f"{self.rollout.split!r} of {self.env.id!r} has no tasks.")
+        env.close()
 
 
 def read_config(
@@ -150,23 +154,34 @@ def read_config(
     Raises `ConfigError`, with the nearest right name where one is wrong.
     """
     if isinstance(source, TrainConfig):
-        data = {a.name: getattr(source, a.name) for a in attrs.fields(TrainConfig)}
+        data = {name: getattr(source, name) for name in fields(TrainConfig)}
     elif isinstance(source, (str, Path)):
         data = read_toml(Path(source))
     else:
         data = dict(source or {})
-    for key, value in (overrides or {}).items():
-        _merge(data, key.split("."), value)
+    try:
+        for key, value in (overrides or {}).items():
+            _merge(data, key.split("."), value)
+        for key, default in _DEFAULT_IDS.items():
+            if isinstance(data.get(key), Mapping):
+                data[key] = {"id": default, **data[key]}
+        _check_complete(data)
+        return structure(data, TrainConfig)
+    except IsentropeError as error:
+        if isinstance(source, (str, Path)):
+            error.place = f"{source}, {error.place}" if error.place else str(source)
+        raise
+
+
+def _check_complete(data: Mapping[str, Any]) -> None:
+    """Name a misspelt key before a missing one: it may be the one that is missing."""
+    for key in data:
+        if key not in fields(TrainConfig):
+            raise UnknownNameError("Key", key, fields(TrainConfig))
     for name, kind in (("env", "environment"), ("algorithm", "recipe")):
         if name not in data:
             known = ", ".join(sorted(registry().specs(kind)))
             raise ConfigError(f"{name} is missing: choose one of {known}.")
-    try:
-        return structure(data, TrainConfig)
-    except ConfigError as error:
-        if isinstance(source, (str, Path)):
-            error.place = f"{source}, {error.place}" if error.place else str(source)
-        raise
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -181,11 +196,11 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     """Parse ``key.path=value`` from the command line; values are TOML, or else plain strings."""
-    parsed = {}
+    parsed: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set expects key=value; got {setting!r}.")
+        if not equals or not key.strip() or "\n" in setting.strip():
+            raise ConfigError(f"--set expects key=value, on one line; got {setting!r}.")
         try:
             parsed[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -201,33 +216,28 @@ def to_toml(config: TrainConfig) -> str:
 def _merge(data: dict[str, Any], path: list[str], value: Any) -> None:
     """Set ``data[path]``, going through tables and configs alike; a table is merged in."""
     key, rest = path[0], path[1:]
-    present = data.get(key)
     if rest:
-        table = _as_table(present)
-        _merge(table, rest, value)
-        data[key] = table
-    elif isinstance(value, Mapping) and present is not None and "id" not in value:
-        table = _as_table(present)
-        for inner, item in value.items():
-            _merge(table, [inner], item)
-        data[key] = table
-    else:
+        value = {".".join(rest): value}
+    if not isinstance(value, Mapping):
         data[key] = value
+        return
+    fresh = "id" in value or "recipe" in value  # names another component: begin from it
+    with within(key):
+        table = {} if fresh else _as_table(data.get(key), key)
+        for inner, item in value.items():
+            _merge(table, inner.split("."), item)
+    data[key] = table
 
 
-def _as_table(value: Any) -> dict[str, Any]:
+def _as_table(value: Any, key: str) -> dict[str, Any]:
     if value is None:
         return {}
-    if isinstance(value, Mapping):
-        return dict(value)
     if isinstance(value, str):
-        return {"id": value}
-    if isinstance(value, EnvRef):
-        return {"id": value.id, **value.config}
-    if attrs.has(type(value)):
-        table: dict[str, Any] = unstructure(value)
-        return table
-    raise ConfigError(f"{value!r} has no keys to set.")
+        return {"recipe" if key == "algorithm" else "id": value}
+    plain = unstructure(value) if attrs.has(type(value)) else value
+    if isinstance(plain, Mapping):
+        return dict(plain)
+    raise ConfigError(f"must be a table to have keys that can be set; it is {value!r}.")
 
 
 def _without_none(value: Any) -> Any:

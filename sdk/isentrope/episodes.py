@@ -80,6 +80,11 @@ class Segment:
     version: NDArray[np.int64] = field(converter=_integers, eq=_same, repr=False)
     """[N] policy version that sampled each token; -1 elsewhere."""
 
+    def __attrs_post_init__(self) -> None:
+        """Check that something comes before the first sampled token: nothing predicts it else."""
+        if self.sampled[:1].any():
+            raise ValueError("The first token of a segment cannot be a sampled one.")
+
 
 @frozen
 class Episode:

@@ -7,25 +7,26 @@ line prints that sentence and no traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class IsentropeError(Exception):
     """Base of every error that Isentrope raises on purpose."""
 
+    place = ""
+    """Where in the configuration, such as ``"rollout.group"``; `within` adds it on the way out."""
+
+    def __str__(self) -> str:
+        sentence = str(self.args[0]) if self.args else ""  # KeyError's own __str__ would quote it
+        return f"{self.place}: {sentence}" if self.place else sentence
+
 
 class ConfigError(IsentropeError, ValueError):
     """A configuration or a composition that cannot work."""
 
-    place = ""
-    """Where in the configuration, such as ``"rollout.group"``; added on the way out."""
 
-    def __str__(self) -> str:
-        sentence = super().__str__()
-        return f"{self.place}: {sentence}" if self.place else sentence
-
-
-class UnknownNameError(ConfigError, LookupError):
+class UnknownNameError(ConfigError, KeyError):
     """A name (of a component, knob, key, task, split) that nothing answers to.
 
     `name` and `options` carry the data behind the sentence.
@@ -51,6 +52,16 @@ class EngineError(IsentropeError):
 
 class TrainingError(IsentropeError):
     """A run that cannot go on; everything written before stays."""
+
+
+@contextmanager
+def within(key: str) -> Iterator[None]:
+    """Say in an error that passes through where in the configuration it happened."""
+    try:
+        yield
+    except IsentropeError as error:
+        error.place = f"{key}.{error.place}" if error.place else key
+        raise
 
 
 def nearest(name: str, options: Iterable[str], limit: int = 12) -> str:

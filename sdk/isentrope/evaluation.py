@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from attrs import field, frozen
 
-from isentrope.components import component, make, structure
+from isentrope.components import component, make
 from isentrope.config import RolloutConfig
 from isentrope.episodes import Episode, Status
 from isentrope.errors import ConfigError
@@ -22,6 +22,7 @@ from isentrope.rollout.collector import Request, RolloutCollector
 from isentrope.runs import Run, is_run
 from isentrope.seeding import derive
 from isentrope.specs import EnvRef
+from isentrope.structuring import structure
 
 
 @frozen

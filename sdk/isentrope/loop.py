@@ -1,48 +1,34 @@
-"""The loop: one iteration after another, with no algorithm or environment known by name.
-
-sample tasks -> G rollouts each -> recompute log-probs -> controllers move knobs -> advantages,
-filter -> epochs x minibatches -> publish -> record.
-"""
+"""Training runs: from a configuration to a run folder, through stops, kills and resumption."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from attrs import define, field
+import attrs
 
-from isentrope.algorithms import Algorithm, AlgorithmState
-from isentrope.components import make
 from isentrope.config import TrainConfig, read_config, to_toml
-from isentrope.engines import Engine, WeightsRef
-from isentrope.environments import Task
-from isentrope.episodes import Episode, Status
 from isentrope.errors import ConfigError, TrainingError
-from isentrope.models import LanguageModel
-from isentrope.parts import Statistics
-from isentrope.rollout.chat import ChatTemplate
-from isentrope.rollout.collector import Request, RolloutCollector
-from isentrope.runs import Run
-from isentrope.seeding import derive
+from isentrope.runs import Run, new_folder
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from isentrope.learner.checkpoints import Progress
 
-    from isentrope.learner.experience import Experience
-    from isentrope.learner.learner import Learner, StepReport
-
-Metrics = dict[str, Any]
 Listener = Callable[[Mapping[str, Any]], None]
 
 
 def train(
     config: TrainConfig | Mapping[str, Any] | str | Path | None = None,
     *,
+    resume: Run | str | Path | None = None,
     on_iteration: Listener | None = None,
     **overrides: Any,
 ) -> Run:
@@ -52,183 +38,128 @@ def train(
     ``train(env="arithmetic", algorithm=recipe("repo-r"), rollout={"tasks": 16}, iterations=50)``.
     on_iteration: called with each iteration's metrics, as they are written.
 
+    resume: a run to go on with, in place of `config`, exactly as if it had never stopped; of its
+    configuration only `iterations` may be changed.
+
+    Ctrl-C stops at the iteration's end with everything saved; a second one stops at once, and
+    loses what came after the last checkpoint.
+
     Raises `ConfigError` before anything is loaded where the composition cannot work, and
     `TrainingError` where the run cannot go on; what was written stays.
     """
-    resolved = read_config(config, overrides)
     _check_one_rank()
-    run = Run.create(resolved, to_toml(resolved))
-    with _threads(resolved.threads), asyncio.Runner() as runner:
-        trainer = Trainer.build(resolved)
-        try:
-            for metrics, episodes in trainer.iterations(runner):
-                run.record(metrics, episodes)
-                if on_iteration is not None:
-                    on_iteration(metrics)
-        finally:
-            trainer.collector.close()
-            runner.run(trainer.engine.close())
-    trainer.save(run.policy)
+    listener = on_iteration or (lambda _: None)
+    if resume is not None:
+        run = resume if isinstance(resume, Run) else Run(Path(resume))
+        _train(_resumed(run, config, overrides), run, listener)
+        return run
+    resolved = read_config(config, overrides)
+    name = Path(config).stem if isinstance(config, (str, Path)) else _name(resolved)
+    text = to_toml(attrs.evolve(resolved, out=None))  # so that the file can start another run
+    run = Run.create(resolved.out or new_folder(name), text)
+    _train(resolved, run, listener)
     return run
 
 
-@define
-class Trainer:
-    """Everything of a run that is in memory."""
+def _train(config: TrainConfig, run: Run, on_iteration: Listener) -> None:
+    from isentrope.learner.checkpoints import CheckpointFolder
+    from isentrope.trainer import Trainer
 
-    config: TrainConfig
-    model: LanguageModel
-    learner: Learner
-    engine: Engine
-    collector: RolloutCollector
-    tasks: tuple[Task, ...]
-    state: AlgorithmState
-    version: int = field(default=0, init=False)
-    """Publications so far."""
+    checkpoints = CheckpointFolder(run.checkpoints)
+    with (
+        run.locked(),
+        _threads(config.threads),
+        asyncio.Runner() as runner,
+        _interruptible() as interrupted,
+    ):
+        trainer = Trainer.build(config)
+        progress = trainer.progress
+        try:
+            for sentence in checkpoints.load(trainer.learner, progress):
+                warnings.warn(sentence, stacklevel=3)
+            run.rewind(progress.iteration)
+            runner.run(trainer.publish())
+            while not (_ended(config, progress) or interrupted()):
+                metrics, episodes = trainer.iterate(runner)
+                ended = _ended(config, progress)
+                metrics["stopped"] = _nothing_to_learn(config, progress)
+                with _writing(run, progress.iteration):
+                    run.record(metrics, episodes)
+                    if ended or interrupted() or progress.iteration % config.checkpoint_every == 0:
+                        checkpoints.save(trainer.learner, progress)
+                on_iteration(metrics)
+            with _writing(run, progress.iteration):
+                trainer.save(run.policy)
+        finally:
+            runner.run(trainer.close())
 
-    @classmethod
-    def build(cls, config: TrainConfig) -> Trainer:
-        """Load the model, and put learner, engine and environments round it."""
-        import torch
 
-        from isentrope.learner.learner import Learner
-        from isentrope.learner.policy import Policy
-
-        torch.manual_seed(derive(config.seed, "model"))
-        model = config.model.build(config.env)
-        engine = config.engine.build(model)
-        policy = Policy(model.model, config.rollout.temperature, config.learner.lora)
-        collector = RolloutCollector(
-            env=config.env,
-            engine=engine,
-            template=ChatTemplate(model.tokenizer, model.stop_ids),
-            config=config.rollout,
-            sampling=config.rollout.sampling(model.stop_ids),
-            context=_context(config.rollout.context, model.context),
+def _resumed(run: Run, config: object, overrides: Mapping[str, Any]) -> TrainConfig:
+    if config is not None or overrides.keys() - {"iterations"}:
+        given = ", ".join(sorted(overrides)) or "a config"
+        raise ConfigError(
+            f"Resuming {run.path} goes on with the same run, of which only `iterations` may be "
+            f"changed; got {given}. To begin another run from its policy, leave out `resume` and "
+            'set model = {id = "pretrained", path = ".../policy"}.'
         )
-        env = make(config.env.id, **config.env.config)
-        tasks = env.tasks[config.rollout.split]
-        env.close()
-        learner = Learner(policy, config.learner)
-        return cls(
-            config, model, learner, engine, collector, tasks, config.algorithm.initial_state()
-        )
+    return read_config(run.path / "config.toml", overrides)
 
-    def iterations(self, runner: asyncio.Runner) -> Iterator[tuple[Metrics, list[Episode]]]:
-        """Run iteration after iteration; ends early, saying so, when there is nothing to learn."""
-        idle = 0
-        for iteration in range(self.config.iterations):
-            metrics, episodes = self._iterate(iteration, runner)
-            idle = 0 if metrics["steps"] else idle + 1
-            stop = idle >= self.config.stop_after_idle and iteration + 1 < self.config.iterations
-            metrics["stopped"] = (
-                f"Every group's rewards were equal for {idle} iterations in a row, so there was "
-                "nothing to learn: the task is too easy or too hard for this policy."
-                if stop
-                else None
-            )
-            yield metrics, episodes
-            if stop:
-                return
 
-    def save(self, folder: Path) -> None:
-        """Write the policy, adapters merged in, in transformers' own format."""
-        self.model.save(folder, self.learner.policy.weights())
+def _name(config: TrainConfig) -> str:
+    """Name a run that came from no file by its environment and what it learns with."""
+    parts = [config.env.id, type(config.algorithm.objective).__name__]
+    parts += [type(transform).__name__ for transform in config.algorithm.transforms]
+    return "-".join(parts).lower()
 
-    def _iterate(self, iteration: int, runner: asyncio.Runner) -> tuple[Metrics, list[Episode]]:
-        from isentrope.learner.experience import experience, usable
-        from isentrope.learner.metrics import Clock, learning_metrics, rollout_metrics
 
-        clock = Clock()
-        requests = self._requests(iteration)
-        episodes = runner.run(self.collector.collect(requests))
-        clock.lap("rollout")
-        good = usable(episodes)
-        _check_usable(episodes, good, self.config.rollout.max_failure_rate, self.collector.context)
-        old_logp = self.learner.log_probs(good)
-        clock.lap("recompute")
-        statistics = self._statistics(iteration, good, old_logp)
-        self.config.algorithm.control(statistics, self.state)
-        algorithm = self.config.algorithm.at(self.state.knobs)
-        failed = sum(e.status is not Status.OK for e in episodes)
-        learnt = experience(
-            good,
-            old_logp,
-            algorithm.advantage,
-            failed=failed,
-            empty=len(episodes) - failed - len(good),
-            keep_zero_groups=algorithm.keeps_zero_groups,
-        )
-        reports = self._learn(iteration, algorithm, learnt)
-        clock.lap("learn")
-        if reports:
-            self.version += 1
-            runner.run(self.engine.publish(WeightsRef(self.version, self.learner.policy.weights())))
-        clock.lap("publish")
-        return {
-            "iteration": iteration,
-            "reward": statistics.reward,
-            "success": statistics.success,
-            "entropy": statistics.entropy,
-            "entropy_target": algorithm.target_entropy(statistics),
-            **self.state.knobs,
-            **rollout_metrics(episodes, good, old_logp),
-            **learning_metrics(learnt, reports),
-            **clock.seconds,
-        }, episodes
+@contextmanager
+def _writing(run: Run, iteration: int) -> Iterator[None]:
+    """Turn a full or vanished disk into a sentence; what was written before is whole."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"Run folder {run.path} cannot be written ({error.strerror or error}) after "
+            f"{iteration} iterations. What was written before is whole: make room, then go on "
+            f"with `isentrope train --resume {run.path}`."
+        ) from error
 
-    def _requests(self, iteration: int) -> list[Request]:
-        """G rollouts of each of the iteration's tasks; every epoch has an order of its own."""
-        seed, per_iteration = self.config.seed, self.config.rollout.tasks
-        requests = []
-        for slot in range(iteration * per_iteration, (iteration + 1) * per_iteration):
-            epoch, place = divmod(slot, len(self.tasks))
-            order = np.random.default_rng(derive(seed, "tasks", epoch)).permutation(len(self.tasks))
-            requests += [
-                Request(
-                    task=self.tasks[order[place]].id,
-                    seed=derive(seed, "env", slot) % 2**31,
-                    rollout=rollout,
-                    sampling_seed=derive(seed, "sampling", slot, rollout),
-                )
-                for rollout in range(self.config.rollout.group)
-            ]
-        return requests
 
-    def _statistics(
-        self, iteration: int, episodes: Sequence[Episode], logp: Sequence[Tensor]
-    ) -> Statistics:
-        """Measure the experience, before anything is filtered out of it."""
-        tokens = sum(x.numel() for x in logp)
-        entropy = -sum(float(x.double().sum()) for x in logp) / tokens
-        if self.state.initial_entropy is None:
-            self.state.initial_entropy = entropy
-        return Statistics(
-            iteration=iteration,
-            entropy=entropy,
-            initial_entropy=self.state.initial_entropy,
-            reward=float(np.mean([e.reward for e in episodes])),
-            success=float(np.mean([e.success for e in episodes])),
-        )
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C only ask to stop; yields whether one did."""
+    asked = threading.Event()
 
-    def _learn(
-        self, iteration: int, algorithm: Algorithm, experience: Experience
-    ) -> list[StepReport]:
-        trajectories = experience.trajectories
-        collected = self.config.rollout.tasks * self.config.rollout.group
-        size = min(algorithm.minibatch or collected, collected)
-        reports: list[StepReport] = []
-        for epoch in range(algorithm.epochs):
-            rng = np.random.default_rng(derive(self.config.seed, "minibatch", iteration, epoch))
-            order = rng.permutation(len(trajectories))
-            for start in range(0, len(order), size):
-                minibatch = [trajectories[i] for i in order[start : start + size]]
-                reports.append(
-                    self.learner.step(
-                        algorithm, minibatch, nominal_sequences=size, step=len(reports)
-                    )
-                )
-        return reports
+    def ask(signum: int, frame: object) -> None:
+        del signum, frame
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        message = "Stopping at the end of this iteration; Ctrl-C again stops at once."
+        print(message, file=sys.stderr, flush=True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set  # signals go to the main thread, and handlers are set there only
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _ended(config: TrainConfig, progress: Progress) -> bool:
+    idle = _nothing_to_learn(config, progress) is not None
+    return idle or progress.iteration >= config.iterations
+
+
+def _nothing_to_learn(config: TrainConfig, progress: Progress) -> str | None:
+    if progress.idle < config.stop_after_idle:
+        return None
+    return (
+        f"Every group's rewards were equal for {progress.idle} iterations in a row, so there was "
+        "nothing to learn: the task is too easy or too hard for this policy."
+    )
 
 
 def _check_one_rank() -> None:
@@ -236,35 +167,6 @@ def _check_one_rank() -> None:
     if ranks > 1:
         raise ConfigError(
             f"Started on {ranks} ranks, but this version trains on one: start a single process."
-        )
-
-
-def _context(configured: int | None, positions: int) -> int:
-    if configured is not None and configured > positions:
-        raise ConfigError(
-            f"rollout.context ({configured} tokens) is more than the model's positions "
-            f"({positions})."
-        )
-    return configured or positions
-
-
-def _check_usable(
-    episodes: Sequence[Episode], good: Sequence[Episode], max_failure_rate: float, context: int
-) -> None:
-    """Stop a run that collects nothing to learn from, with the reason."""
-    failed = [e for e in episodes if e.status is not Status.OK]
-    if len(failed) > max_failure_rate * len(episodes) or (failed and not good):
-        error = (failed[0].error or "").strip()
-        raise TrainingError(
-            f"{len(failed)} of {len(episodes)} episodes failed (rollout.max_failure_rate is "
-            f"{max_failure_rate:g}). The first, task {failed[0].task!r}, {failed[0].status}:\n"
-            f"{error}"
-        )
-    if not good:
-        raise TrainingError(
-            f"No prompt left room for an answer: the context is {context} tokens, and task "
-            f"{episodes[0].task!r} fills it with its prompt alone. Raise rollout.context, or "
-            "choose a model with more positions."
         )
 
 

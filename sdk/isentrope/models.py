@@ -69,9 +69,16 @@ class LanguageModel:
         """Write model and tokenizer in transformers' own format.
 
         weights: tensors by name to write in place of the model's own (merged adapters, say).
+
+        Raises `OSError` where the folder cannot be written.
         """
+        from safetensors import SafetensorError
+
         with _no_progress_bars():
-            self.model.save_pretrained(folder, state_dict=weights)
+            try:
+                self.model.save_pretrained(folder, state_dict=weights)
+            except SafetensorError as error:  # a full disk, say
+                raise OSError(str(error)) from error
             self.tokenizer.save_pretrained(folder)
 
 

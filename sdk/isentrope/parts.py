@@ -80,10 +80,16 @@ class TokenBatch:
 
 @frozen
 class Knob:
-    """A numeric field that a controller may move within [low, high]."""
+    """The range of a numeric field that a controller may move: [low, high]."""
 
     low: float
     high: float
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, (int, float)) and self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"[{self.low:g}, {self.high:g}]"
 
 
 def knob(default: float, *, low: float, high: float) -> Any:
@@ -91,11 +97,9 @@ def knob(default: float, *, low: float, high: float) -> Any:
     bounds = Knob(low, high)
 
     def check(instance: object, attribute: attrs.Attribute[float], value: float) -> None:
-        if not (isinstance(value, (int, float)) and low <= value <= high):
-            raise ConfigError(
-                f"{type(instance).__name__}.{attribute.name} must be within [{low:g}, {high:g}]; "
-                f"got {value!r}."
-            )
+        if value not in bounds:
+            name = f"{type(instance).__name__}.{attribute.name}"
+            raise ConfigError(f"{name} must be within {bounds}; got {value!r}.")
 
     return field(default=default, validator=check, metadata={"knob": bounds})
 
@@ -180,8 +184,8 @@ class Controller(ABC):
 
     @property
     @abstractmethod
-    def moves(self) -> frozenset[str]:
-        """Paths of the knobs that it moves, such as ``{"repo_r.zeta"}``."""
+    def moves(self) -> Mapping[str, Knob]:
+        """The knobs that it moves, by path, and how far: ``{"repo_r.zeta": Knob(-1, 1)}``."""
 
     @abstractmethod
     def update(

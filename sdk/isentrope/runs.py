@@ -3,17 +3,23 @@
 ::
 
     config.toml      the resolved configuration; `isentrope train` takes it again
+    run.json         the folder's format, and the versions it was made with
     metrics.jsonl    one object per iteration
     episodes.jsonl   one object per episode, failed ones with their traceback
+    checkpoints/     what `isentrope train --resume` goes on from
     policy/          the final policy, in transformers' own format
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import platform
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +31,15 @@ from isentrope.errors import ConfigError
 if TYPE_CHECKING:
     from isentrope.config import TrainConfig
 
+FORMAT = 1
+_PACKAGES = ("isentrope", "torch", "transformers", "peft", "gymnasium", "numpy")
+
 
 @frozen
 class Run:
     """A run folder.
 
-    Raises `ConfigError` where the folder is none.
+    Raises `ConfigError` where the folder is none, or of a format that this version cannot read.
     """
 
     path: Path = field(converter=Path)
@@ -39,19 +48,31 @@ class Run:
         """Check that the folder is a run's."""
         if not (self.path / "config.toml").is_file():
             raise ConfigError(f"{self.path} is not a run folder: it has no config.toml.")
+        try:
+            written = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.path} is not a run folder: no run.json to read.") from error
+        if written.get("format") != FORMAT:
+            raise ConfigError(
+                f"{self.path} has format {written.get('format')!r}, written by isentrope "
+                f"{written.get('packages', {}).get('isentrope')}; this version reads format "
+                f"{FORMAT}."
+            )
 
     @classmethod
-    def create(cls, config: TrainConfig, text: str) -> Run:
-        """Make the folder of a new run and write its configuration.
+    def create(cls, path: Path, config: str) -> Run:
+        """Make the folder of a new run and write its configuration, as TOML.
 
-        Raises `ConfigError` where the configured folder holds something already.
+        Raises `ConfigError` where `path` holds something already.
         """
-        path = config.out if config.out is not None else _fresh(config)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ConfigError(f"{path} exists and is not empty; choose another `out`.")
+        versions = {name: version(name) for name in _PACKAGES}
+        about = {"format": FORMAT, "python": platform.python_version(), "packages": versions}
         try:
             path.mkdir(parents=True, exist_ok=True)
-            (path / "config.toml").write_text(text, encoding="utf-8")
+            (path / "run.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+            (path / "config.toml").write_text(config, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"Run folder {path} cannot be made: {error.strerror}.") from error
         return cls(path)
@@ -78,16 +99,47 @@ class Run:
         """Folder of the final policy."""
         return self.path / "policy"
 
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
     def record(self, metrics: Mapping[str, Any], episodes: Iterable[Episode]) -> None:
         """Append an iteration."""
         lines = (_episode_record(int(metrics["iteration"]), e) for e in episodes)
         _append(self.path / "episodes.jsonl", lines)
         _append(self.path / "metrics.jsonl", [metrics])
 
+    def rewind(self, iteration: int) -> None:
+        """Forget what was recorded from `iteration` on, and any line that a kill cut short."""
+        for name in ("episodes.jsonl", "metrics.jsonl"):
+            path = self.path / name
+            kept = [record for record in _read_lines(path) if record["iteration"] < iteration]
+            draft = path.with_suffix(".draft")
+            draft.unlink(missing_ok=True)
+            _append(draft, kept)
+            draft.replace(path)
 
-def _fresh(config: TrainConfig) -> Path:
-    names = [config.env.id, type(config.algorithm.objective).__name__.lower()]
-    stem = Path("runs") / "-".join(names).replace("/", "-")
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process from training in this folder; a dead process holds no lock.
+
+        Raises `ConfigError` where another process does.
+        """
+        with (self.path / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError(
+                    f"Another process is training in {self.path}: wait for it, or choose another "
+                    "`out`."
+                ) from error
+            yield
+
+
+def new_folder(name: str) -> Path:
+    """Return a folder under ``runs/`` that does not exist yet: `name`, `name`-2, ..."""
+    stem = Path("runs") / name.replace("/", "-")
     tries = (stem if n == 1 else stem.with_name(f"{stem.name}-{n}") for n in range(1, 1_000_000))
     return next(path for path in tries if not path.exists())
 
@@ -123,9 +175,10 @@ def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read the records that were written whole: a kill may leave half a last line."""
     if path.exists():
         with path.open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
+            yield from (json.loads(line) for line in file if line.endswith("\n"))
 
 
 def is_run(path: Path) -> bool:

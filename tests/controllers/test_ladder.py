@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isentrope import ConfigError, Statistics, recipe
+from isentrope import ConfigError, Knob, Statistics, component, recipe
 from isentrope_controllers.ladder import EntropyLadder
 
 KNOB = "repo_r.zeta"
@@ -98,7 +98,9 @@ def test_an_explicit_target_takes_the_first_iterations_place() -> None:
     assert {KNOB: 2.0} == ladder.update(statistics(0.2, initial=0.1), {KNOB: 1.0}, {})
     assert {KNOB: -1.0} == ladder.update(statistics(0.3, initial=0.9), {KNOB: 1.0}, {})
     assert {} == ladder.update(statistics(0.25, initial=0.9), {KNOB: 1.0}, {})
-    assert (0.25, 0.9) == tuple(x.target_entropy(statistics(0.3, initial=0.9)) for x in (ladder, EIGHT))
+    assert (0.25, 0.9) == tuple(
+        x.target_entropy(statistics(0.3, initial=0.9)) for x in (ladder, EIGHT)
+    )
 
 
 def test_a_target_of_zero_is_a_target() -> None:
@@ -170,7 +172,7 @@ def test_what_it_decides_by_and_returns_is_json() -> None:
 
 
 def test_it_moves_its_own_knob_and_leaves_the_others() -> None:
-    assert {KNOB} == set(EIGHT.moves)
+    assert {KNOB: Knob(-8.0, 8.0)} == EIGHT.moves
     assert {KNOB: 2.0} == EIGHT.update(UP, {KNOB: 1.0, "objective.eps_high": 0.2}, {})
 
 
@@ -199,3 +201,34 @@ def test_a_ladder_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(error):
         EntropyLadder(knob=KNOB, **values)
+
+
+def test_a_ladder_that_reaches_beyond_its_knobs_bounds_is_refused_when_composed() -> None:
+    beyond = EntropyLadder(knob=KNOB, low=1.0, high=16.0)
+    with pytest.raises(ConfigError) as caught:
+        recipe("repo-r", controllers=[beyond])
+    assert (
+        "Controller 'entropy_ladder' may move 'repo_r.zeta' within [-16, 16], but that knob's "
+        "bounds are [-10, 10]."
+    ) == str(caught.value)
+
+
+def test_a_ladder_needs_a_knob_with_two_signs() -> None:
+    with pytest.raises(ConfigError, match=r"'objective\.eps_high' within \[-0\.05, 0\.05\]"):
+        recipe("grpo", controllers=[EntropyLadder(knob="objective.eps_high")])
+
+
+def test_two_ladders_may_hold_two_knobs() -> None:
+    transforms = [component("transform", "repo-r"), component("transform", "repo-r")]
+    ladders = [EntropyLadder(knob=KNOB), EntropyLadder(knob="repo_r_2.zeta", target=0.25)]
+    algorithm = recipe("repo-r", transforms=transforms, controllers=ladders)
+    state = algorithm.initial_state()
+    algorithm.control(UP, state)
+    assert ["entropy_ladder", "entropy_ladder_2"] == list(algorithm.slots())[-2:]
+    assert [2e-4, -1e-4] == [part.zeta for part in algorithm.at(state.knobs).transforms]
+
+
+def test_two_ladders_on_one_knob_are_refused() -> None:
+    ladder = EntropyLadder(knob=KNOB)
+    with pytest.raises(ConfigError, match="'entropy_ladder' and 'entropy_ladder_2' both move"):
+        recipe("repo-r", controllers=[ladder, ladder])

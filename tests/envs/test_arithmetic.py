@@ -105,7 +105,7 @@ def test_a_derivation_of_true_equations_is_worth_one(answer: str) -> None:
         (r"x=5/0 \boxed{5}", 0.0),
         (r"x=--5 \boxed{5}", 0.0),
         ("0" * 41 + "=0 \\boxed{5}", 0.0),
-        ("x=5" + "+0" * 30 + "+7 \\boxed{5}", 0.0),
+        ("x=5" + "+0" * 30 + " \\boxed{5}", 0.0),
         ("x=" + "5" * 50_000 + " \\boxed{5}", 0.0),
     ],
 )
@@ -147,7 +147,7 @@ def oracle(side: str, x: int) -> Fraction | None:
         side,
     )
     try:
-        return eval(python, {"F": Fraction, "X": Fraction(x)})  # noqa: PGH001  ours alone
+        return Fraction(eval(python, {"F": Fraction, "X": Fraction(x)}))
     except ZeroDivisionError:
         return None
 
@@ -271,13 +271,13 @@ def test_gymnasiums_checker_passes() -> None:
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_it_works_in_a_gymnasium_vector(mode: str) -> None:
     name = "isentrope-tests/Arithmetic-v0"
-    gymnasium.register(name, entry_point=Arithmetic, disable_env_checker=True)
+    gymnasium.register(
+        name, entry_point="isentrope_envs.arithmetic:Arithmetic", disable_env_checker=True
+    )
     try:
         # Text has no fixed size, so that it cannot go through shared memory.
         kwargs = {"shared_memory": False} if mode == "async" else {}
-        envs = gymnasium.make_vec(
-            name, num_envs=2, vectorization_mode=mode, vector_kwargs=kwargs
-        )
+        envs = gymnasium.make_vec(name, num_envs=2, vectorization_mode=mode, vector_kwargs=kwargs)
         observations, infos = envs.reset(seed=3, options={"task": TASK})
         assert ["Solve 7x-1=34"] * 2 == list(observations)
         assert [TASK] * 2 == list(infos["task"])

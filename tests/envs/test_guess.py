@@ -189,7 +189,7 @@ def test_gymnasiums_checker_passes() -> None:
 
 def test_it_works_in_a_gymnasium_vector() -> None:
     name = "isentrope-tests/Guess-v0"
-    gymnasium.register(name, entry_point=Guess, disable_env_checker=True)
+    gymnasium.register(name, entry_point="isentrope_envs.guess:Guess", disable_env_checker=True)
     try:
         envs = gymnasium.make_vec(name, num_envs=2, vectorization_mode="sync")
         observations, _ = envs.reset(seed=3, options={"task": TASK})

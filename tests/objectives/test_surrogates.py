@@ -123,7 +123,9 @@ def clipped_by_hand(
 
 
 EIGHTHS = st.integers(-32, 32).map(lambda n: n / 8)
-TOKENS = st.lists(st.tuples(st.floats(-9, -0.01), st.floats(-1, 1), EIGHTHS), min_size=1, max_size=12)
+TOKENS = st.lists(
+    st.tuples(st.floats(-9, -0.01), st.floats(-1, 1), EIGHTHS), min_size=1, max_size=12
+)
 
 
 @given(TOKENS)
@@ -173,6 +175,11 @@ def test_clip_diagnostics_count_the_tokens_that_lost_their_gradient(
     assert lost.tolist() == (found["clip_high"] | found["clip_low"]).tolist()
 
 
+def test_a_token_without_advantage_is_never_counted_as_clipped() -> None:
+    batch = make_batch([-0.1, -5.0], [-5.0, -0.1], [0.0, 0.0])
+    assert not any(bool(x.any()) for x in Clipped().diagnostics(batch).values())
+
+
 def test_on_policy_clipped_has_reinforces_gradient() -> None:
     logp, advantage = [-0.1, -2.0, -7.5], [1.5, -0.5, 2.0]
     batch = make_batch(logp, logp, advantage)
@@ -202,7 +209,11 @@ def test_the_bounds_are_below_one_and_above_one_and_not_the_other_way_round() ->
 @pytest.mark.parametrize("objective", [Reinforce(), Clipped(eps_low=0.2, eps_high=0.28)])
 def test_gradients_agree_with_finite_differences_on_a_tabular_softmax(objective: Objective) -> None:
     generator = torch.Generator().manual_seed(0)
-    shape, states, actions = (3, 5), torch.tensor([0, 0, 1, 2, 2, 1]), torch.tensor([0, 4, 2, 1, 3, 2])
+    shape, states, actions = (
+        (3, 5),
+        torch.tensor([0, 0, 1, 2, 2, 1]),
+        torch.tensor([0, 4, 2, 1, 3, 2]),
+    )
     logits = torch.randn(shape, generator=generator, dtype=torch.float64)
     old = logits + 0.4 * torch.randn(shape, generator=generator, dtype=torch.float64)
     old_logp = torch.log_softmax(old, -1)[states, actions]

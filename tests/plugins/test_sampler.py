@@ -27,7 +27,7 @@ from isentrope import Completion, Engine, EngineError, LanguageModel, Sampling, 
 from isentrope_plugins.sampler import choosing
 from isentrope_plugins.sampler.batching import BatchingEngine
 from isentrope_plugins.sampler.cached import CachedDecoder
-from isentrope_plugins.sampler.drawing import Uniforms, truncate
+from isentrope_plugins.sampler.drawing import Uniforms, invert, truncate
 from isentrope_plugins.sampler.engine import TransformersEngine
 from isentrope_plugins.sampler.qwen3 import Qwen3Decoder
 
@@ -232,6 +232,13 @@ def test_truncation_keeps_exactly_k_tokens_when_all_are_equally_likely() -> None
     assert [0, 1, 2, 3] == kept.isfinite()[0].nonzero()[:, 0].tolist()
 
 
+def test_a_token_without_probability_is_never_drawn_at_the_ends_of_the_interval() -> None:
+    scores = torch.tensor([[-torch.inf, 0, 0, -torch.inf]] * 2)
+    ids, logp = invert(scores, torch.tensor([0, 1 - 2**-53], dtype=torch.float64))
+    assert [1, 2] == ids.tolist()
+    assert [-math.log(2)] * 2 == pytest.approx(logp.tolist())
+
+
 def test_a_tiny_top_p_leaves_the_likeliest_token_with_certainty() -> None:
     (completion,) = sampled(engine_for(qwen3()), ([1, 2], Sampling(max_tokens=6, top_p=1e-9)))
     assert (0.0,) * 6 == completion.logp
@@ -293,6 +300,22 @@ def test_a_completion_ends_with_the_first_stop_id_and_keeps_it(build) -> None:
     assert "stop" == cut.finish_reason
 
 
+def test_every_row_has_its_own_stop_ids_to_the_end() -> None:
+    engine = engine_for(qwen3())
+    free = [(p, Sampling(max_tokens=24, seed=i)) for i, p in enumerate(prompts(12))]
+    whole = [completion.ids for completion in sampled(engine, *free)]
+    stops = [ids[2 * i] for i, ids in enumerate(whole)]
+    stopping = [
+        (prompt, evolve(sampling, stop_ids=(i, stop) if i % 2 else (stop,)))
+        for i, ((prompt, sampling), stop) in enumerate(zip(free, stops, strict=True))
+    ]
+    for (_, sampling), ids, completion in zip(
+        stopping, whole, sampled(engine, *stopping), strict=True
+    ):
+        first = min(ids.index(stop) for stop in sampling.stop_ids if stop in ids)
+        assert ids[: first + 1] == completion.ids
+
+
 def test_a_completion_without_a_stop_id_ends_at_its_length() -> None:
     (completion,) = sampled(engine_for(qwen3()), ([1, 2, 3], Sampling(max_tokens=7)))
     assert 7 == len(completion.ids) == len(completion.logp)
@@ -321,14 +344,15 @@ def test_rows_that_end_early_leave_the_others_as_they_were(build) -> None:
 
 
 @every_model
-def test_a_completion_may_fill_the_context_beside_longer_prompts(build) -> None:
+def test_completions_may_fill_the_context_beside_longer_prompts(build) -> None:
     engine = engine_for(build())
     room = CONTEXT - 3
-    long = [1] * (CONTEXT - 1)
-    requests = [([1, 2, 3], Sampling(max_tokens=room)), (long, Sampling(max_tokens=1))]
-    full, short = sampled(engine, *requests)
-    assert [room, 1] == [len(full.ids), len(short.ids)]
-    assert full.ids == sampled(engine, requests[0])[0].ids
+    requests = [([1, 2, 3], Sampling(max_tokens=room, seed=seed)) for seed in range(5)]
+    # Ends at once, and stays in the batch: too few have ended for it to be compacted.
+    full = ([1] * (CONTEXT - 1), Sampling(max_tokens=1))
+    completions = sampled(engine, *requests, full)
+    assert [room] * 5 + [1] == [len(completion.ids) for completion in completions]
+    assert [c.ids for c in sampled(engine, *requests)] == [c.ids for c in completions[:5]]
 
 
 # --- Weights ---------------------------------------------------------------------------------
@@ -477,10 +501,10 @@ class Watched:
         return self.decoder.step(ids, cache)
 
 
-def watched(**options: Any) -> tuple[Any, Watched]:
+def watched(max_batch: int = 64, **options: Any) -> tuple[Any, Watched]:
     decoder = Watched(**options)
     engine = BatchingEngine(
-        decoder, vocabulary=VOCABULARY, context=CONTEXT, constants=set(), max_batch=64
+        decoder, vocabulary=VOCABULARY, context=CONTEXT, constants=set(), max_batch=max_batch
     )
     return engine, decoder
 
@@ -491,6 +515,12 @@ def test_rollouts_of_one_prompt_read_it_once() -> None:
     sampled(engine, *group, ([4, 5], Sampling(max_tokens=3)))
     assert [2] == decoder.prefilled
     assert [9, 9] == decoder.stepped
+
+
+def test_rollouts_of_one_prompt_meet_in_one_batch_however_they_come() -> None:
+    engine, decoder = watched(max_batch=4)
+    sampled(engine, *[([1, 2, i % 2], Sampling(max_tokens=2, seed=i)) for i in range(8)])
+    assert [1, 1] == decoder.prefilled
 
 
 def test_finished_rows_are_dropped_from_the_batch() -> None:

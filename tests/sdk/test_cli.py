@@ -67,7 +67,7 @@ def test_train_writes_metrics_and_eval_reads_the_run(config: Path) -> None:
         (["rollout.taks=4"], "rollout: Key 'taks' does not exist. Did you mean 'tasks'?"),
         (["algorithm.objective.eps_lw=1"], "Did you mean 'eps_low'?"),
         (["algorithm.repo_r.zeta=1000"], "RepoR.zeta must be within [-10, 10]; got 1000"),
-        (["nonsense"], "--set expects key=value; got 'nonsense'"),
+        (["nonsense"], "--set expects key=value, on one line; got 'nonsense'"),
         (["env=arithmetics"], "Did you mean 'arithmetic'?"),
     ],
 )

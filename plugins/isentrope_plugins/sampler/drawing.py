@@ -134,8 +134,8 @@ def invert(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     total = cumulative[:, -1:]
     if not bool(total.isfinite().all()):
         raise EngineError("the model's logits are not finite; were its weights before publishing?")
-    # Below the total even where the product rounds up: the token found has probability then.
-    target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    ids = torch.searchsorted(cumulative, target, right=True)
+    # A number of 53 bits below 1 times the total rounds to less than the total, so the first sum
+    # above the product exists, and belongs to a token that has probability.
+    ids = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
     logp = scores.gather(-1, ids) - total.log().float()
     return ids[:, 0], logp[:, 0]

@@ -42,7 +42,7 @@ def token_logp(
 
 class _TokenLogp(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]  # torch types it as (*args)
+    def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -51,31 +51,18 @@ class _TokenLogp(torch.autograd.Function):
         temperature: float,
         want_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        size = hidden.shape[0]
-        logp = hidden.new_empty(size, dtype=torch.float32)
-        top, log_total = torch.empty_like(logp), torch.empty_like(logp)
-        entropy = torch.empty_like(logp) if want_entropy else logp.new_empty(0)
         matrix = weight.float()
-        for rows in _chunks(size, weight.shape[0]):
-            logits = _logits(hidden[rows], matrix, bias, temperature)
-            highest, top_index = logits.max(-1, keepdim=True)
-            own = logits.gather(-1, target[rows, None])
-            shifted = logits.sub_(highest)
-            if want_entropy:
-                exps = shifted.exp()
-                weighted = shifted.mul_(exps).sum(-1)
-            else:
-                exps = shifted.exp_()
-            others = exps.scatter_(-1, top_index, 0.0).sum(-1)
-            top[rows] = highest.squeeze(-1)
-            log_total[rows] = torch.log1p(others)  # logsumexp of the shifted logits
-            logp[rows] = (own - highest).squeeze(-1) - log_total[rows]
-            if want_entropy:
-                entropy[rows] = log_total[rows] - weighted / (1 + others)
+        chunks = [
+            _evaluate(
+                _logits(hidden[rows], matrix, bias, temperature), target[rows, None], want_entropy
+            )
+            for rows in _chunks(hidden.shape[0], weight.shape[0])
+        ]
+        logp, top, log_total, entropy = (torch.cat(x) for x in zip(*chunks, strict=True))
         ctx.save_for_backward(hidden, weight, bias, target, top, log_total, entropy)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
-        return logp, entropy
+        return logp.squeeze(-1), entropy.flatten()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -89,13 +76,13 @@ class _TokenLogp(torch.autograd.Function):
         for rows in _chunks(hidden.shape[0], weight.shape[0]):
             logits = _logits(hidden[rows], matrix, bias, ctx.temperature)
             # One after the other: their sum, logsumexp, would round a confident token's share away.
-            log_p = logits.sub_(top[rows, None]).sub_(log_total[rows, None])
+            log_p = logits.sub_(top[rows]).sub_(log_total[rows])
             d_logits = _d_logits(
                 log_p,
                 target[rows, None],
                 None if grad_logp is None else grad_logp[rows, None],
                 None if grad_entropy is None else grad_entropy[rows, None],
-                entropy[rows, None] if grad_entropy is not None else None,
+                entropy[rows],
             )
             if d_hidden is not None:
                 d_hidden[rows] = (d_logits @ matrix).to(hidden.dtype)
@@ -103,6 +90,7 @@ class _TokenLogp(torch.autograd.Function):
                 d_weight.addmm_(d_logits.T, hidden[rows].float())
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
+            del logits, log_p, d_logits  # or they would live on beside the next chunk's
         return (
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
@@ -113,15 +101,33 @@ class _TokenLogp(torch.autograd.Function):
         )
 
 
+def _evaluate(
+    logits: Tensor, target: Tensor, want_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return log-prob, top logit, logsumexp above the top, and entropy of one chunk, [t, 1] each.
+
+    Entropy is [t, 0] unless wanted. Overwrites `logits` [t, V].
+    """
+    top, top_index = logits.max(-1, keepdim=True)
+    own = logits.gather(-1, target) - top
+    shifted = logits.sub_(top)
+    exps = shifted.exp() if want_entropy else shifted.exp_()
+    weighted = shifted.mul_(exps).sum(-1, keepdim=True) if want_entropy else None
+    others = exps.scatter_(-1, top_index, 0.0).sum(-1, keepdim=True)
+    log_total = torch.log1p(others)
+    entropy = own[:, :0] if weighted is None else log_total - weighted / (1 + others)
+    return own - log_total, top, log_total, entropy
+
+
 def _d_logits(
     log_p: Tensor,
     target: Tensor,
     grad_logp: Tensor | None,
     grad_entropy: Tensor | None,
-    entropy: Tensor | None,
+    entropy: Tensor,
 ) -> Tensor:
     """Gradient of one chunk's logits [t, V]; columns [t, 1] broadcast. Overwrites `log_p`."""
-    if grad_entropy is None or entropy is None:
+    if grad_entropy is None:
         p, gradient = log_p.exp_(), None
     else:  # dH/dz_j = -p_j * (log p_j + H)
         p = log_p.exp()
@@ -144,4 +150,4 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: fl
 
 def _chunks(size: int, vocabulary: int) -> list[slice]:
     step = max(1, CHUNK_ELEMENTS // vocabulary)
-    return [slice(i, i + step) for i in range(0, size, step)]
+    return [slice(i, i + step) for i in range(0, max(size, 1), step)]  # of no tokens: one, empty

@@ -49,6 +49,13 @@ class Learner:
             weight_decay=self.config.weight_decay,
             fused=True,
         )
+        # What AdamW makes at its first step, made now: a checkpoint before that is one like any.
+        for parameter in self.policy.trainable():
+            self.optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
     @property
     def device(self) -> torch.device:
@@ -79,8 +86,9 @@ class Learner:
         nominal_sequences: episodes in a full minibatch. step: steps taken since the experience was
         collected.
         """
-        prepared = algorithm.prepare(token_batch(minibatch, self.device, step))
-        total_tokens = sum(len(t) for t in minibatch)
+        whole = token_batch(minibatch, self.device, step)
+        prepared, total_tokens = algorithm.prepare(whole), int(whole.mask.sum())
+        total_loss = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         self.optimizer.zero_grad(set_to_none=True)
         episodes = [t.episode for t in minibatch]
@@ -91,14 +99,14 @@ class Learner:
             )
             per_token = prepared.objective(batch)
             loss = (weights * per_token.where(batch.mask, per_token.new_zeros(()))).sum()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-            sums["loss"] += loss.detach()
+            loss.backward()
+            total_loss += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable(), self.config.max_grad_norm)
         finite = bool(norm.isfinite())
         if finite:
             self.optimizer.step()
-        means = {k: float(v) / max(total_tokens, 1) for k, v in sums.items() if k != "loss"}
-        return StepReport(float(sums["loss"]), float(norm), not finite, total_tokens, means)
+        means = {name: float(total) / max(total_tokens, 1) for name, total in sums.items()}
+        return StepReport(float(total_loss), float(norm), not finite, total_tokens, means)
 
     def _forward(
         self,
@@ -122,4 +130,4 @@ class Learner:
 @torch.no_grad()
 def _add_diagnostics(sums: dict[str, Tensor], part: Component, batch: TokenBatch) -> None:
     for name, values in part.diagnostics(batch).items():
-        sums[name] += (values * batch.mask).sum()
+        sums[name] += torch.where(batch.mask, values, 0).sum()

@@ -8,6 +8,7 @@ head, so that everything after the decoder is packed: [T] tokens, no padding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import numpy as np
@@ -108,5 +109,5 @@ def token_batch(trajectories: Sequence[Trajectory], device: torch.device, step: 
     if device.type == "cpu":
         return batch
     fields: dict[str, Any] = attrs.asdict(batch, recurse=False)
-    moved = {k: v.to(device) for k, v in fields.items() if isinstance(v, Tensor)}
+    moved: dict[str, Any] = {k: v.to(device) for k, v in fields.items() if isinstance(v, Tensor)}
     return attrs.evolve(batch, **moved)

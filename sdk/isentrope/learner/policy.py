@@ -42,8 +42,10 @@ class Policy(nn.Module):
         decoder: Any = self._plain.get_decoder()
         states = decoder(input_ids=inputs.ids, use_cache=False).last_hidden_state
         head: Any = self._plain.get_output_embeddings()
+        # Not states[row, column]: on a CPU its backward takes twice as long.
+        flat = inputs.row * inputs.ids.shape[1] + inputs.column
         return token_logp(
-            states[inputs.row, inputs.column],
+            states.flatten(0, 1).index_select(0, flat),
             head.weight,
             head.bias,
             inputs.target,

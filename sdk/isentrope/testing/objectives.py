@@ -121,14 +121,13 @@ class _Probe:
         for part in _at_knob_ends(self.part):
             values, gradients = values_and_gradients(part, batch)
             for name, found in {"value": values, **gradients}.items():
-                if (where := found.isnan().nonzero()).numel():
-                    t = int(where[0])
-                    require(
-                        False,
-                        f"the {name} is NaN at logp {float(batch.logp[t]):g}, old_logp "
-                        f"{float(batch.old_logp[t]):g}, advantage {float(batch.advantage[t]):g}, "
-                        f"with {part!r}",
-                    )
+                nan = found.isnan()
+                point = ", ".join(
+                    f"{field} {float(getattr(batch, field).detach()[nan][0]):g}"
+                    for field in ("logp", "old_logp", "advantage")
+                    if nan.any()
+                )
+                require(not nan.any(), f"the {name} is NaN at {point}, with {part!r}")
 
     def mask(self) -> None:
         """What a masked token holds changes nothing for the others."""

@@ -1,0 +1,215 @@
+"""One iteration of training, with no algorithm or environment known by name.
+
+sample tasks -> G rollouts each -> recompute log-probs -> controllers move knobs -> advantages,
+filter -> epochs x minibatches -> publish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from attrs import define
+from torch import Tensor
+
+from isentrope.algorithms import Algorithm
+from isentrope.components import make
+from isentrope.config import TrainConfig
+from isentrope.engines import Engine, WeightsRef
+from isentrope.environments import Task
+from isentrope.episodes import Episode, Status
+from isentrope.errors import ConfigError, TrainingError
+from isentrope.learner.checkpoints import Progress
+from isentrope.learner.experience import Experience, experience, usable
+from isentrope.learner.learner import Learner, StepReport
+from isentrope.learner.metrics import Clock, learning_metrics, rollout_metrics
+from isentrope.learner.policy import Policy
+from isentrope.models import LanguageModel
+from isentrope.parts import Statistics
+from isentrope.rollout.chat import ChatTemplate
+from isentrope.rollout.collector import Request, RolloutCollector
+from isentrope.seeding import derive
+
+Metrics = dict[str, Any]
+
+
+@define
+class Trainer:
+    """Everything of a run that is in memory."""
+
+    config: TrainConfig
+    model: LanguageModel
+    learner: Learner
+    engine: Engine
+    collector: RolloutCollector
+    tasks: tuple[Task, ...]
+    progress: Progress
+
+    @classmethod
+    def build(cls, config: TrainConfig) -> Trainer:
+        """Load the model, and put learner, engine and environments round it."""
+        torch.manual_seed(derive(config.seed, "model"))
+        model = config.model.build(config.env)
+        engine = config.engine.build(model)
+        policy = Policy(model.model, config.rollout.temperature, config.learner.lora)
+        collector = RolloutCollector(
+            env=config.env,
+            engine=engine,
+            template=ChatTemplate(model.tokenizer, model.stop_ids),
+            config=config.rollout,
+            sampling=config.rollout.sampling(model.stop_ids),
+            context=_context(config.rollout.context, model.context),
+        )
+        env = make(config.env.id, **config.env.config)
+        tasks = env.tasks[config.rollout.split]
+        env.close()
+        learner = Learner(policy, config.learner)
+        progress = Progress(config.algorithm.initial_state())
+        return cls(config, model, learner, engine, collector, tasks, progress)
+
+    async def publish(self) -> None:
+        """Hand the present weights to the engine."""
+        weights = WeightsRef(self.progress.version, self.learner.policy.weights())
+        await self.engine.publish(weights)
+
+    async def close(self) -> None:
+        """Close environments and engine."""
+        self.collector.close()
+        await self.engine.close()
+
+    def save(self, folder: Path) -> None:
+        """Write the policy, adapters merged in, in transformers' own format."""
+        self.model.save(folder, self.learner.policy.weights())
+
+    def iterate(self, runner: asyncio.Runner) -> tuple[Metrics, list[Episode]]:
+        """Run the next iteration; return what it came to, and its episodes."""
+        clock, progress, configured = Clock(), self.progress, self.config.algorithm
+        iteration = progress.iteration
+        episodes = runner.run(self.collector.collect(self._requests(iteration)))
+        clock.lap("rollout")
+        good = usable(episodes)
+        _check_usable(episodes, good, self.config.rollout.max_failure_rate, self.collector.context)
+        old_logp = self.learner.log_probs(good)
+        clock.lap("recompute")
+        statistics = self._statistics(good, old_logp)
+        configured.control(statistics, progress.state)
+        algorithm = configured.at(progress.state.knobs)
+        failed = sum(e.status is not Status.OK for e in episodes)
+        learnt = experience(
+            good,
+            old_logp,
+            algorithm.advantage,
+            failed=failed,
+            empty=len(episodes) - failed - len(good),
+            keep_zero_groups=algorithm.keeps_zero_groups,
+        )
+        reports = self._learn(algorithm, learnt)
+        clock.lap("learn")
+        if reports:
+            progress.version += 1
+            runner.run(self.publish())
+        clock.lap("publish")
+        progress.iteration += 1
+        progress.idle = 0 if reports else progress.idle + 1
+        return {
+            "iteration": iteration,
+            "reward": statistics.reward,
+            "success": statistics.success,
+            "entropy": statistics.entropy,
+            "entropy_target": algorithm.target_entropy(statistics),
+            **progress.state.knobs,
+            **rollout_metrics(episodes, good, old_logp),
+            **learning_metrics(learnt, reports),
+            **clock.seconds,
+        }, episodes
+
+    def _requests(self, iteration: int) -> list[Request]:
+        """G rollouts of each of the iteration's tasks; every epoch has an order of its own."""
+        seed, per_iteration = self.config.seed, self.config.rollout.tasks
+        requests = []
+        for slot in range(iteration * per_iteration, (iteration + 1) * per_iteration):
+            epoch, place = divmod(slot, len(self.tasks))
+            order = np.random.default_rng(derive(seed, "tasks", epoch)).permutation(len(self.tasks))
+            requests += [
+                Request(
+                    task=self.tasks[order[place]].id,
+                    seed=derive(seed, "env", slot) % 2**31,
+                    rollout=rollout,
+                    sampling_seed=derive(seed, "sampling", slot, rollout),
+                )
+                for rollout in range(self.config.rollout.group)
+            ]
+        return requests
+
+    def _statistics(self, episodes: Sequence[Episode], logp: Sequence[Tensor]) -> Statistics:
+        """Measure the experience, before anything is filtered out of it."""
+        tokens = sum(x.numel() for x in logp)
+        entropy = -sum(float(x.double().sum()) for x in logp) / tokens
+        if not math.isfinite(entropy):
+            raise TrainingError(
+                f"Iteration {self.progress.iteration}: the policy's log-probs are not finite, so it "
+                "has diverged. Lower learner.lr, and go on from a checkpoint before."
+            )
+        state = self.progress.state
+        if state.initial_entropy is None:
+            state.initial_entropy = entropy
+        return Statistics(
+            iteration=self.progress.iteration,
+            entropy=entropy,
+            initial_entropy=state.initial_entropy,
+            reward=float(np.mean([e.reward for e in episodes])),
+            success=float(np.mean([e.success for e in episodes])),
+        )
+
+    def _learn(self, algorithm: Algorithm, experience: Experience) -> list[StepReport]:
+        trajectories = experience.trajectories
+        collected = self.config.rollout.tasks * self.config.rollout.group
+        size = min(algorithm.minibatch or collected, collected)
+        reports: list[StepReport] = []
+        for epoch in range(algorithm.epochs):
+            rng = np.random.default_rng(
+                derive(self.config.seed, "minibatch", self.progress.iteration, epoch)
+            )
+            order = rng.permutation(len(trajectories))
+            for start in range(0, len(order), size):
+                minibatch = [trajectories[i] for i in order[start : start + size]]
+                reports.append(
+                    self.learner.step(
+                        algorithm, minibatch, nominal_sequences=size, step=len(reports)
+                    )
+                )
+        return reports
+
+
+def _context(configured: int | None, positions: int) -> int:
+    if configured is not None and configured > positions:
+        raise ConfigError(
+            f"rollout.context ({configured} tokens) is more than the model's positions "
+            f"({positions})."
+        )
+    return configured or positions
+
+
+def _check_usable(
+    episodes: Sequence[Episode], good: Sequence[Episode], max_failure_rate: float, context: int
+) -> None:
+    """Stop a run that collects nothing to learn from, with the reason."""
+    failed = [e for e in episodes if e.status is not Status.OK]
+    if len(failed) > max_failure_rate * len(episodes) or (failed and not good):
+        error = (failed[0].error or "").strip()
+        raise TrainingError(
+            f"{len(failed)} of {len(episodes)} episodes failed (rollout.max_failure_rate is "
+            f"{max_failure_rate:g}). The first, task {failed[0].task!r}, {failed[0].status}:\n"
+            f"{error}"
+        )
+    if not good:
+        raise TrainingError(
+            f"No prompt left room for an answer: the context is {context} tokens, and task "
+            f"{episodes[0].task!r} fills it with its prompt alone. Raise rollout.context, or "
+            "choose a model with more positions."
+        )

@@ -1,0 +1,210 @@
+"""Stopping, killing and resuming: a run goes on as if nothing had happened, to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+import isentrope
+from isentrope import ConfigError, Run, TrainingError
+
+ITERATIONS = 6
+TINY = {
+    "env": "arithmetic",
+    "iterations": ITERATIONS,
+    "checkpoint_every": 2,
+    "algorithm": {"recipe": "repo-r", "minibatch": 16},
+    "model": {
+        "id": "tiny-qwen3",
+        "hidden_size": 32,
+        "layers": 1,
+        "warmup_steps": 150,
+        "warmup_batch": 64,
+        "warmup_lr": 8e-3,
+    },
+    "rollout": {"tasks": 4, "group": 8, "max_tokens": 24},
+}
+
+
+def left_behind(run: Run) -> tuple[object, ...]:
+    """All that a run comes to, apart from the clock's readings."""
+    metrics = [
+        {k: v for k, v in m.items() if not k.startswith("seconds/")} for m in run.metrics
+    ]
+    return metrics, run.episodes, (run.policy / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Run:
+    return isentrope.train(TINY, out=tmp_path_factory.mktemp("whole") / "run")
+
+
+def command(tmp_path: Path, *arguments: object) -> list[str]:
+    config = tmp_path / "config.toml"
+    config.write_text(tomli_w.dumps(TINY))
+    return [sys.executable, "-m", "isentrope", "train", *map(str, arguments or (config,))]
+
+
+def start(tmp_path: Path, **options) -> tuple[subprocess.Popen[str], Path]:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [*command(tmp_path), "--out", str(folder)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+    return process, folder
+
+
+def wait_for_lines(folder: Path, lines: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    metrics = folder / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < lines:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2, "alpha": 4.0}])
+def test_a_run_in_two_parts_is_the_run_in_one(tmp_path, lora) -> None:
+    options = {**TINY, "learner": {"lora": lora} if lora else {}}
+    whole = isentrope.train(options, out=tmp_path / "whole")
+    run = isentrope.train(options, out=tmp_path / "parts", iterations=3)
+    resumed = isentrope.train(resume=run, iterations=ITERATIONS)
+    assert left_behind(whole) == left_behind(resumed)
+
+
+@pytest.mark.parametrize("lines", [1, 3, 5])
+def test_a_run_killed_anywhere_resumes_to_the_same_end(tmp_path, uninterrupted, lines) -> None:
+    process, folder = start(tmp_path)
+    wait_for_lines(folder, lines, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = isentrope.train(resume=folder)
+    assert left_behind(uninterrupted) == left_behind(resumed)
+
+
+def test_a_kill_inside_a_checkpoint_leaves_the_one_before(tmp_path, uninterrupted) -> None:
+    run = isentrope.train(TINY, out=tmp_path / "run", iterations=3)
+    draft = run.checkpoints / ".draft-killed"  # what a kill between write and rename leaves
+    draft.mkdir()
+    (draft / "__0_0.distcp").write_bytes(b"half of it")
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 3, "rew')  # and half a line
+    assert left_behind(uninterrupted) == left_behind(
+        isentrope.train(resume=run, iterations=ITERATIONS)
+    )
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "unread"])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(
+    tmp_path, uninterrupted, damage
+) -> None:
+    run = isentrope.train(TINY, out=tmp_path / "run", iterations=5)
+    older, newest = sorted(p for p in run.checkpoints.iterdir())
+    assert ("00000004", "00000005") == (older.name, newest.name)
+    victim = newest / "__0_0.distcp"
+    content = victim.read_bytes()
+    if damage == "truncate":
+        victim.write_bytes(content[:-7])
+    elif damage == "flip":
+        victim.write_bytes(content[:900] + bytes([content[900] ^ 1]) + content[901:])
+    elif damage == "remove":
+        victim.unlink()
+    else:
+        (newest / "sha256.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"00000005 is damaged .* Going on from 00000004"):
+        resumed = isentrope.train(resume=run, iterations=ITERATIONS)
+    assert left_behind(uninterrupted) == left_behind(resumed)
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(tmp_path) -> None:
+    run = isentrope.train(TINY, out=tmp_path / "run", iterations=2)
+    for victim in run.checkpoints.glob("*/__0_0.distcp"):
+        victim.write_bytes(b"")
+    with pytest.raises(TrainingError, match="None is left to resume from"):
+        isentrope.train(resume=run, iterations=ITERATIONS)
+    assert 2 == len(run.metrics)
+
+
+def test_ctrl_c_stops_at_the_iterations_end_and_says_how_to_go_on(tmp_path, uninterrupted) -> None:
+    process, folder = start(tmp_path)
+    wait_for_lines(folder, 1, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert 130 == process.returncode
+    assert "Stopping at the end of this iteration" in err
+    assert f"isentrope train --resume {folder}" in out.replace("\n", " ")
+    assert "Traceback" not in err
+    done = len(Run(folder).metrics)
+    assert 1 <= done < ITERATIONS
+    assert left_behind(uninterrupted) == left_behind(isentrope.train(resume=folder))
+
+
+def test_ctrl_c_twice_stops_at_once_and_loses_no_checkpoint(tmp_path, uninterrupted) -> None:
+    process, folder = start(tmp_path)
+    wait_for_lines(folder, 2, process)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert 130 == process.returncode
+    assert "Traceback" not in err
+    assert left_behind(uninterrupted) == left_behind(isentrope.train(resume=folder))
+
+
+def test_a_full_disk_is_one_sentence_and_what_was_written_is_whole(
+    tmp_path, uninterrupted
+) -> None:
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    process, folder = start(tmp_path, preexec_fn=small_files)
+    _, err = process.communicate(timeout=90)
+    assert 2 == process.returncode
+    assert "Traceback" not in err
+    assert f"Run folder {folder} cannot be written" in err
+    assert f"--resume {folder}" in err
+    assert len(Run(folder).metrics) < ITERATIONS
+    assert left_behind(uninterrupted) == left_behind(isentrope.train(resume=folder))
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path) -> None:
+    run = isentrope.train(TINY, out=tmp_path / "run", iterations=1)
+    with run.locked(), pytest.raises(ConfigError, match="Another process is training"):
+        isentrope.train(resume=run, iterations=2)
+    assert 1 == len(run.metrics)
+
+
+def test_a_run_of_another_format_is_refused_with_both_versions(tmp_path) -> None:
+    run = isentrope.train(TINY, out=tmp_path / "run", iterations=1)
+    about = json.loads((run.path / "run.json").read_text())
+    about["format"], about["packages"]["isentrope"] = 99, "9.0"
+    (run.path / "run.json").write_text(json.dumps(about))
+    with pytest.raises(ConfigError, match=r"format 99, written by isentrope 9\.0.*reads format 1"):
+        isentrope.train(resume=run.path)
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"learner": {"lr": 1e-3}}])
+def test_resuming_refuses_to_be_another_run(tmp_path, changes) -> None:
+    run = isentrope.train(TINY, out=tmp_path / "run", iterations=1)
+    with pytest.raises(ConfigError, match="only `iterations` may be changed"):
+        isentrope.train(resume=run, **changes)
+
+
+def test_resuming_what_is_no_run_is_refused(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="is not a run folder"):
+        isentrope.train(resume=tmp_path)
+
+
+def test_a_finished_run_resumed_is_finished(tmp_path) -> None:
+    run = isentrope.train(TINY, out=tmp_path / "run", iterations=2)
+    before = left_behind(run)
+    assert before == left_behind(isentrope.train(resume=run))
+    assert {"00000002"} == set(os.listdir(run.checkpoints))
