@@ -32,7 +32,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Warm-up policies of the tests go to a cache of their own, shared by pytest-xdist's workers."""
+    """Warm-up policies go to a cache of the tests' own, shared by pytest-xdist's workers."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
     os.environ["ISENTROPE_CACHE"] = str(shared / "isentrope-cache")

@@ -28,7 +28,9 @@ class EntropyLadder(Controller):
     """Smallest magnitude."""
     high: float = field(default=0.05, validator=validators.gt(0.0))
     """Largest magnitude; need not be a rung."""
-    target: float | None = field(default=None, validator=validators.optional([validators.ge(0.0), validators.lt(math.inf)]))
+    target: float | None = field(
+        default=None, validator=validators.optional([validators.ge(0.0), validators.lt(math.inf)])
+    )
     """Entropy to hold, nats per token; None: that of the first iteration."""
 
     @high.validator

@@ -160,7 +160,7 @@ def read_config(
     else:
         data = dict(source or {})
     try:
-        for key, value in (overrides or {}).items():
+        for key, value in sorted((overrides or {}).items(), key=_names_a_part_last):
             _merge(data, key.split("."), value)
         for key, default in _DEFAULT_IDS.items():
             if isinstance(data.get(key), Mapping):
@@ -171,6 +171,12 @@ def read_config(
         if isinstance(source, (str, Path)):
             error.place = f"{source}, {error.place}" if error.place else str(source)
         raise
+
+
+def _names_a_part_last(override: tuple[str, Any]) -> tuple[bool, int]:
+    """Order overrides so that what chooses a component comes before what changes it."""
+    *_, last = path = override[0].split(".")
+    return last not in ("id", "recipe"), len(path)
 
 
 def _check_complete(data: Mapping[str, Any]) -> None:

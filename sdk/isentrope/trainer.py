@@ -152,8 +152,8 @@ class Trainer:
         entropy = -sum(float(x.double().sum()) for x in logp) / tokens
         if not math.isfinite(entropy):
             raise TrainingError(
-                f"Iteration {self.progress.iteration}: the policy's log-probs are not finite, so it "
-                "has diverged. Lower learner.lr, and go on from a checkpoint before."
+                f"Iteration {self.progress.iteration}: the policy's log-probs are not finite, so "
+                "it has diverged. Lower learner.lr, and begin again."
             )
         state = self.progress.state
         if state.initial_entropy is None:

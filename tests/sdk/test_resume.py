@@ -37,9 +37,7 @@ TINY = {
 
 def left_behind(run: Run) -> tuple[object, ...]:
     """All that a run comes to, apart from the clock's readings."""
-    metrics = [
-        {k: v for k, v in m.items() if not k.startswith("seconds/")} for m in run.metrics
-    ]
+    metrics = [{k: v for k, v in m.items() if not k.startswith("seconds/")} for m in run.metrics]
     return metrics, run.episodes, (run.policy / "model.safetensors").read_bytes()
 
 
@@ -159,9 +157,7 @@ def test_ctrl_c_twice_stops_at_once_and_loses_no_checkpoint(tmp_path, uninterrup
     assert left_behind(uninterrupted) == left_behind(isentrope.train(resume=folder))
 
 
-def test_a_full_disk_is_one_sentence_and_what_was_written_is_whole(
-    tmp_path, uninterrupted
-) -> None:
+def test_a_full_disk_is_one_sentence_and_what_was_written_is_whole(tmp_path, uninterrupted) -> None:
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 

@@ -32,7 +32,7 @@ class TinyQwen3:
     hidden_size: int = field(default=64, validator=_at_least_one)
     layers: int = field(default=2, validator=_at_least_one)
     vocab_size: int = field(default=512, validator=validators.ge(262))
-    """At most so many: the 256 bytes, 6 of its own, and merges learnt from demonstrations."""
+    """At most: the 256 bytes, 6 of its own, and merges learnt from demonstrations."""
     context: int = field(default=512, validator=_at_least_one)
     """Positions."""
     warmup_env: EnvRef | None = None
@@ -43,7 +43,7 @@ class TinyQwen3:
     warmup_noise: float = field(default=0.3, validator=[validators.ge(0), validators.le(1)])
     """Probability that a step of a demonstration is wrong: leaves something to learn."""
     seed: int = field(default=0, validator=validators.ge(0))
-    """Of weights and demonstrations; apart from the run's, so that runs of all seeds begin alike."""
+    """Of weights and demonstrations; not the run's, so that runs of all seeds begin alike."""
 
     def build(self, env: EnvRef) -> LanguageModel:
         """Take the model from the cache, or make it and put it there."""

@@ -62,7 +62,8 @@ class _TokenLogp(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, target, top, log_total, entropy)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
-        return logp.squeeze(-1), entropy.flatten()
+        # Not views: FSDP2 would lose its hook if somebody changed one in place.
+        return logp.squeeze(-1).clone(), entropy.flatten().clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
