@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from isentrope.components import component as component
     from isentrope.components import make as make
     from isentrope.components import recipe as recipe
+    from isentrope.config import EvaluationConfig as EvaluationConfig
     from isentrope.config import LearnerConfig as LearnerConfig
     from isentrope.config import LoraConfig as LoraConfig
     from isentrope.config import RolloutConfig as RolloutConfig
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 _HOME = {
     "algorithms": "Aggregation Algorithm AlgorithmState",
     "components": "component make recipe",
-    "config": "LearnerConfig LoraConfig RolloutConfig TrainConfig",
+    "config": "EvaluationConfig LearnerConfig LoraConfig RolloutConfig TrainConfig",
     "engines": "Completion Engine EngineConfig Sampling WeightsRef",
     "environments": "Info Task TaskSet TextEnv Unicode",
     "episodes": "Episode Message Segment Status StopReason",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Mapping
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,10 @@ _console = Console() if sys.stdout.isatty() else Console(width=1000, soft_wrap=T
 
 def main() -> None:
     """Run the command line; what a user did wrong is one sentence, and exit status 2."""
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.getLogger("isentrope").setLevel(logging.INFO)
+    warnings.simplefilter("ignore", FutureWarning)  # libraries' words to programmers
+    warnings.showwarning = _show_warning
     try:
         app()
     except IsentropeError as error:
@@ -48,18 +53,23 @@ def train(
 ) -> None:
     """Train a policy and write a run folder."""
     import isentrope
-    from isentrope.config import parse_settings
+    from isentrope.config import parse_settings, read_config
+    from isentrope.live import LiveView
 
     if config is None and resume is None:
         raise ConfigError("Name a CONFIG.toml to train from, or --resume RUN to go on with one.")
     overrides = parse_settings(setting or ())
     if out is not None:
         overrides["out"] = str(out)
-    run = isentrope.train(config, resume=resume, on_iteration=_print_iteration, **overrides)
-    done, wanted = len(run.metrics), run.config.iterations
-    _console.print(f"Run folder: {run.path}", highlight=False)
-    if done < wanted and not run.metrics[-1]["stopped"]:
-        _console.print(f"Stopped after {done} iterations: isentrope train --resume {run.path}")
+    source = resume / "config.toml" if resume is not None else config
+    wanted = read_config(source, overrides).iterations
+    with LiveView(_console, wanted) as view:
+        run = isentrope.train(config, resume=resume, on_iteration=view, **overrides)
+    metrics = run.metrics
+    _console.print(f"Run folder: {run.path}", highlight=False, markup=False)
+    if len(metrics) < wanted and not (metrics and metrics[-1]["stopped"]):
+        how = f"isentrope train --resume {run.path}"
+        _console.print(f"Stopped after {len(metrics)} iterations: {how}", markup=False)
         raise typer.Exit(130)
 
 
@@ -120,21 +130,8 @@ def envs() -> None:
     _console.print(table)
 
 
-def _print_iteration(metrics: Mapping[str, Any]) -> None:
-    target = metrics["entropy_target"]
-    aim = "" if target is None else f" (target {target:.3f})"
-    knobs = "".join(
-        f"  {name} {value:+.4g}" for name, value in metrics.items() if name.endswith(".zeta")
-    )
-    seconds = sum(v for k, v in metrics.items() if k.startswith("seconds/"))
-    _console.print(
-        f"{metrics['iteration']:4d}  reward {metrics['reward']:.3f}  success "
-        f"{metrics['success']:.3f}  entropy {metrics['entropy']:.3f}{aim}{knobs}  "
-        f"tokens {metrics['tokens']}  {seconds:.2f} s",
-        highlight=False,
-    )
-    if metrics["stopped"]:
-        _console.print(f"Stopped: {metrics['stopped']}", highlight=False)
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _shown(k: int) -> list[int]:

@@ -97,6 +97,23 @@ class LearnerConfig:
 
 
 @frozen(kw_only=True)
+class EvaluationConfig:
+    """How the policy is evaluated while it trains; the best one is kept (`Run.best`)."""
+
+    every: int = field(default=10, validator=_one_or_more)
+    """Iterations between evaluations."""
+    split: str = "dev"
+    """The environment's task split."""
+    k: int = field(default=4, validator=_one_or_more)
+    """Rollouts per task."""
+    tasks: int | None = field(
+        default=64,
+        validator=validators.optional(_one_or_more),  # type: ignore[arg-type]  # 64 is an int
+    )
+    """Only the first so many tasks; None: all."""
+
+
+@frozen(kw_only=True)
 class TrainConfig:
     """Everything that decides a training run.
 
@@ -110,6 +127,11 @@ class TrainConfig:
     engine: EngineConfig = field(factory=lambda: component("engine", _DEFAULT_IDS["engine"]))
     rollout: RolloutConfig = field(factory=RolloutConfig)
     learner: LearnerConfig = field(factory=LearnerConfig)
+    evaluation: EvaluationConfig | None = None
+    """None: no evaluation while training."""
+    initial_entropy: float | None = field(default=None, validator=validators.optional(real(0)))
+    """H_0, nats per token, for controllers that hold the initial entropy. None: that of this run's
+    first iteration. A run that goes on from another's policy may keep the other's."""
     iterations: int = field(default=100, validator=_one_or_more)
     seed: int = field(default=0, validator=whole(0))
     """Decides everything random in the run."""
@@ -137,10 +159,17 @@ class TrainConfig:
             )
         with within("env"):
             env = make(self.env.id, **self.env.config)
-        with within("rollout.split"):
-            if not env.tasks[self.rollout.split]:
-                raise ConfigError(f"{self.rollout.split!r} of {self.env.id!r} has no tasks.")
+        for split, place in self._splits():
+            with within(place):
+                if not env.tasks[split]:
+                    raise ConfigError(f"{split!r} of {self.env.id!r} has no tasks.")
         env.close()
+
+    def _splits(self) -> list[tuple[str, str]]:
+        splits = [(self.rollout.split, "rollout.split")]
+        if self.evaluation is not None:
+            splits.append((self.evaluation.split, "evaluation.split"))
+        return splits
 
 
 def read_config(

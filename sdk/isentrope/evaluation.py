@@ -143,6 +143,20 @@ def _model_of(policy: object, run: Run | None) -> object:
     return str(policy) if isinstance(policy, Path) else policy
 
 
+def requests(tasks: Sequence[str], k: int, seed: int) -> list[Request]:
+    """Return k rollouts of each task, the same for every policy."""
+    return [
+        Request(
+            task=task,
+            seed=derive(seed, "eval-env", task) % 2**31,
+            rollout=rollout,
+            sampling_seed=derive(seed, "eval", task, rollout),
+        )
+        for task in tasks
+        for rollout in range(k)
+    ]
+
+
 async def _roll_out(
     model: LanguageModel,
     env: EnvRef,
@@ -160,18 +174,8 @@ async def _roll_out(
         sampling=limits.sampling(model.stop_ids),
         context=limits.context or model.context,
     )
-    requests = [
-        Request(
-            task=task,
-            seed=derive(seed, "eval-env", task) % 2**31,
-            rollout=rollout,
-            sampling_seed=derive(seed, "eval", task, rollout),
-        )
-        for task in tasks
-        for rollout in range(k)
-    ]
     try:
-        return await collector.collect(requests)
+        return await collector.collect(requests(tasks, k, seed))
     finally:
         collector.close()
         await engine.close()

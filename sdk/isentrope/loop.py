@@ -21,6 +21,7 @@ from isentrope.runs import Run, new_folder
 
 if TYPE_CHECKING:
     from isentrope.learner.checkpoints import Progress
+    from isentrope.trainer import Trainer
 
 Listener = Callable[[Mapping[str, Any]], None]
 
@@ -28,6 +29,7 @@ Listener = Callable[[Mapping[str, Any]], None]
 def train(
     config: TrainConfig | Mapping[str, Any] | str | Path | None = None,
     *,
+    init: str | Path | None = None,
     resume: Run | str | Path | None = None,
     on_iteration: Listener | None = None,
     **overrides: Any,
@@ -37,6 +39,9 @@ def train(
     config: a TOML file, a mapping, or a `TrainConfig`. overrides: its keys, with tables merged in:
     ``train(env="arithmetic", algorithm=recipe("repo-r"), rollout={"tasks": 16}, iterations=50)``.
     on_iteration: called with each iteration's metrics, as they are written.
+
+    init: a folder to take the policy from (``run.best``, ``run.policy``), in place of `model`; the
+    optimizer is fresh, and so is the entropy to hold, unless `initial_entropy` says otherwise.
 
     resume: a run to go on with, in place of `config`, exactly as if it had never stopped; of its
     configuration only `iterations` may be changed.
@@ -49,6 +54,8 @@ def train(
     """
     _check_one_rank()
     listener = on_iteration or (lambda _: None)
+    if init is not None:
+        overrides["model"] = {"id": "pretrained", "path": str(init)}
     if resume is not None:
         run = resume if isinstance(resume, Run) else Run(Path(resume))
         _train(_resumed(run, config, overrides), run, listener)
@@ -83,6 +90,7 @@ def _train(config: TrainConfig, run: Run, on_iteration: Listener) -> None:
                 metrics, episodes = trainer.iterate(runner)
                 ended = _ended(config, progress)
                 metrics["stopped"] = _nothing_to_learn(config, progress)
+                metrics |= _evaluation(config, trainer, run, runner)
                 with _writing(run, progress.iteration):
                     run.record(metrics, episodes)
                     if ended or interrupted() or progress.iteration % config.checkpoint_every == 0:
@@ -92,6 +100,21 @@ def _train(config: TrainConfig, run: Run, on_iteration: Listener) -> None:
                 trainer.save(run.policy)
         finally:
             runner.run(trainer.close())
+
+
+def _evaluation(
+    config: TrainConfig, trainer: Trainer, run: Run, runner: asyncio.Runner
+) -> dict[str, Any]:
+    """Evaluate when it is time to, and keep the policy if it is the best so far."""
+    progress = trainer.progress
+    if config.evaluation is None or progress.iteration % config.evaluation.every:
+        return {}
+    metrics = trainer.evaluate(config.evaluation, runner)
+    if progress.best is None or metrics["eval/success"] > progress.best:
+        progress.best = metrics["eval/success"]
+        with _writing(run, progress.iteration):
+            trainer.save(run.path / "best")
+    return metrics
 
 
 def _resumed(run: Run, config: object, overrides: Mapping[str, Any]) -> TrainConfig:

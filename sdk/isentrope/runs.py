@@ -8,6 +8,7 @@
     episodes.jsonl   one object per episode, failed ones with their traceback
     checkpoints/     what `isentrope train --resume` goes on from
     policy/          the final policy, in transformers' own format
+    best/            the policy with the best evaluation, if there were any
 """
 
 from __future__ import annotations
@@ -98,6 +99,25 @@ class Run:
     def policy(self) -> Path:
         """Folder of the final policy."""
         return self.path / "policy"
+
+    @property
+    def best(self) -> Path:
+        """Folder of the policy with the highest share of successes in an evaluation.
+
+        Raises `ConfigError` where the run evaluated nothing.
+        """
+        folder = self.path / "best"
+        if not folder.is_dir():
+            raise ConfigError(
+                f"{self.path} has no best policy: it was trained without `evaluation`, or has not "
+                "come to its first."
+            )
+        return folder
+
+    @property
+    def cumulative_entropy(self) -> float:
+        """Sum of the iterations' entropies, nats per token: the area under the entropy curve."""
+        return float(sum(m["entropy"] for m in self.metrics))
 
     @property
     def checkpoints(self) -> Path:

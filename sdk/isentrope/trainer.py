@@ -19,11 +19,12 @@ from torch import Tensor
 
 from isentrope.algorithms import Algorithm
 from isentrope.components import make
-from isentrope.config import TrainConfig
+from isentrope.config import EvaluationConfig, TrainConfig
 from isentrope.engines import Engine, WeightsRef
 from isentrope.environments import Task
 from isentrope.episodes import Episode, Status
 from isentrope.errors import ConfigError, TrainingError
+from isentrope.evaluation import requests, summarize
 from isentrope.learner.checkpoints import Progress
 from isentrope.learner.experience import Experience, experience, usable
 from isentrope.learner.learner import Learner, StepReport
@@ -34,6 +35,7 @@ from isentrope.parts import Statistics
 from isentrope.rollout.chat import ChatTemplate
 from isentrope.rollout.collector import Request, RolloutCollector
 from isentrope.seeding import derive
+from isentrope.specs import EnvRef
 
 Metrics = dict[str, Any]
 
@@ -65,17 +67,34 @@ class Trainer:
             sampling=config.rollout.sampling(model.stop_ids),
             context=_context(config.rollout.context, model.context),
         )
-        env = make(config.env.id, **config.env.config)
-        tasks = env.tasks[config.rollout.split]
-        env.close()
+        tasks = _tasks(config.env, config.rollout.split)
         learner = Learner(policy, config.learner)
-        progress = Progress(config.algorithm.initial_state())
+        state = config.algorithm.initial_state()
+        state.initial_entropy = config.initial_entropy
+        progress = Progress(state)
         return cls(config, model, learner, engine, collector, tasks, progress)
 
     async def publish(self) -> None:
         """Hand the present weights to the engine."""
         weights = WeightsRef(self.progress.version, self.learner.policy.weights())
         await self.engine.publish(weights)
+
+    def evaluate(self, config: EvaluationConfig, runner: asyncio.Runner) -> Metrics:
+        """Evaluate the present policy; the same tasks and seeds every time."""
+        clock = Clock()
+        tasks = [task.id for task in _tasks(self.config.env, config.split)[: config.tasks]]
+        wanted = requests(tasks, config.k, derive(self.config.seed, "evaluation"))
+        episodes = runner.run(self.collector.collect(wanted))
+        result = summarize(episodes, env=self.config.env.id, split=config.split, k=config.k)
+        clock.lap("evaluation")
+        return {
+            "eval/reward": result.reward,
+            "eval/success": result.success,
+            **{f"eval/pass@{j}": chance for j, chance in result.pass_at.items()},
+            "eval/failed": result.failed,
+            "eval/truncated": result.truncated,
+            **clock.seconds,
+        }
 
     async def close(self) -> None:
         """Close environments and engine."""
@@ -184,6 +203,14 @@ class Trainer:
                     )
                 )
         return reports
+
+
+def _tasks(env: EnvRef, split: str) -> tuple[Task, ...]:
+    world = make(env.id, **env.config)
+    try:
+        return world.tasks[split]
+    finally:
+        world.close()
 
 
 def _context(configured: int | None, positions: int) -> int:

@@ -16,12 +16,14 @@ import tomli_w
 
 import isentrope
 from isentrope import ConfigError, Run, TrainingError
+from isentrope.seeding import derive
 
 ITERATIONS = 6
 TINY = {
     "env": "arithmetic",
     "iterations": ITERATIONS,
     "checkpoint_every": 2,
+    "evaluation": {"every": 2, "k": 2, "tasks": 8},
     "algorithm": {"recipe": "repo-r", "minibatch": 16},
     "model": {
         "id": "tiny-qwen3",
@@ -38,7 +40,8 @@ TINY = {
 def left_behind(run: Run) -> tuple[object, ...]:
     """All that a run comes to, apart from the clock's readings."""
     metrics = [{k: v for k, v in m.items() if not k.startswith("seconds/")} for m in run.metrics]
-    return metrics, run.episodes, (run.policy / "model.safetensors").read_bytes()
+    policies = [(p / "model.safetensors").read_bytes() for p in (run.policy, run.best)]
+    return metrics, run.episodes, policies
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +200,43 @@ def test_resuming_refuses_to_be_another_run(tmp_path, changes) -> None:
 def test_resuming_what_is_no_run_is_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="is not a run folder"):
         isentrope.train(resume=tmp_path)
+
+
+def test_evaluations_are_recorded_and_the_best_policy_is_kept(uninterrupted) -> None:
+    scores = {
+        m["iteration"]: m["eval/success"] for m in uninterrupted.metrics if "eval/success" in m
+    }
+    assert {1, 3, 5} == set(scores)
+    assert all(m["eval/pass@1"] <= m["eval/pass@2"] for m in uninterrupted.metrics[1::2])
+    best = isentrope.evaluate(
+        isentrope.component("model", "pretrained", path=str(uninterrupted.best)),
+        "arithmetic", split="dev", k=2, tasks=8, rollout={"max_tokens": 24},
+        seed=derive(0, "evaluation"),
+    )  # fmt: skip
+    assert max(scores.values()) == best.success
+    entropies = [m["entropy"] for m in uninterrupted.metrics]
+    assert pytest.approx(sum(entropies)) == uninterrupted.cumulative_entropy
+
+
+def test_a_second_task_starts_from_the_best_policy_with_its_own_entropy(
+    tmp_path, uninterrupted
+) -> None:
+    options = {**TINY, "env": "guess", "iterations": 1, "evaluation": None}
+    del options["model"]
+    second = isentrope.train(options, init=uninterrupted.best, out=tmp_path / "second")
+    kept = isentrope.train(
+        options, init=uninterrupted.best, out=tmp_path / "kept", initial_entropy=0.5
+    )
+    (own,), (held,) = second.metrics, kept.metrics
+    assert own["entropy"] == own["entropy_target"] == held["entropy"]
+    assert 0.5 == held["entropy_target"]
+    assert str(uninterrupted.best) == second.config.model.path
+
+
+def test_a_run_without_evaluation_has_no_best_and_says_so(tmp_path) -> None:
+    run = isentrope.train(TINY, out=tmp_path / "run", iterations=1)
+    with pytest.raises(ConfigError, match="has no best policy"):
+        _ = run.best
 
 
 def test_a_finished_run_resumed_is_finished(tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from attrs import field, frozen, validators
 from isentrope import EnvRef, LanguageModel, Message
 from isentrope_plugins.tiny.demonstrations import demonstrations
 
+_log = logging.getLogger("isentrope.models")
 _FORMAT = 1  # raise when warm-up or tokenizer change, so that no stale policy is used
 DEMONSTRATIONS, FINGERPRINT = 8192, 256  # played for a warm-up; hashed to find it again
 _at_least_one = validators.ge(1)
@@ -55,6 +57,7 @@ class TinyQwen3:
         # The first few stand for all: who plays these, plays the rest the same.
         folder = cache_folder() / f"tiny-qwen3-{self._hash(play(FINGERPRINT))}"
         if not folder.exists():
+            _log.info("Warming up a tiny Qwen3 on %r: once, half a minute or so.", source.id)
             self._make(play(DEMONSTRATIONS), folder)
         return LanguageModel.load(folder)
 

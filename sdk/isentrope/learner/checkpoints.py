@@ -43,6 +43,8 @@ class Progress:
     """Publications so far."""
     idle: int = 0
     """Iterations in a row with nothing to learn from."""
+    best: float | None = None
+    """Highest share of successes that an evaluation found."""
 
 
 @frozen

@@ -1,0 +1,77 @@
+"""What a person sees while a run trains: a line an iteration, and in a terminal a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import define, field
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@define
+class LiveView:
+    """A listener for `isentrope.train`; a context manager, so that the bar goes when the run does.
+
+    Knobs are shown from when they first move.
+    """
+
+    console: Console
+    iterations: int
+    """How many the run is to have."""
+    _first: dict[str, Any] = field(factory=dict, init=False)
+    _moving: list[str] = field(factory=list, init=False)
+    _bar: Progress = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Make the bar; where there is no terminal it stays invisible."""
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._bar.add_task("iterations", total=self.iterations)
+
+    def __enter__(self) -> LiveView:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, metrics: Mapping[str, Any]) -> None:
+        """Show an iteration."""
+        self._note_knobs(metrics)
+        self._bar.update(self._bar.task_ids[0], completed=metrics["iteration"] + 1)
+        self.console.print(self._line(metrics), highlight=False, markup=False)
+        if metrics["stopped"]:
+            self.console.print(f"Stopped: {metrics['stopped']}", highlight=False, markup=False)
+
+    def _note_knobs(self, metrics: Mapping[str, Any]) -> None:
+        for name, value in metrics.items():
+            if "." not in name:  # knobs are slot.field, and nothing else has a dot
+                continue
+            if self._first.setdefault(name, value) != value and name not in self._moving:
+                self._moving.append(name)
+
+    def _line(self, metrics: Mapping[str, Any]) -> str:
+        seconds = sum(v for k, v in metrics.items() if k.startswith("seconds/"))
+        target = metrics["entropy_target"]
+        parts = [
+            f"{metrics['iteration']:4d}",
+            f"reward {metrics['reward']:.3f}",
+            f"success {metrics['success']:.3f}",
+            f"entropy {metrics['entropy']:.3f}" + ("" if target is None else f" -> {target:.3f}"),
+            *(f"{name} {metrics[name]:+.3g}" for name in self._moving),
+            f"{metrics['tokens'] / seconds:,.0f} tokens/s",
+        ]
+        failed = metrics["episodes_failed"]
+        if failed:
+            parts.append(f"{failed} episodes failed")
+        if "eval/success" in metrics:
+            parts.append(f"evaluation {metrics['eval/success']:.3f}")
+        return "  ".join(parts)
