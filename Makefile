@@ -1,6 +1,7 @@
 # make test    the default suite (no slow tests)
 # make check   what CI runs: lint, import rules, types, then every test
-# Both make .venv first, and again when pyproject.toml or constraints.txt changed.
+# make demo    GRPO and REPO-R side by side, one seed each, and a report that compares their entropy
+# Each makes .venv first, and again when pyproject.toml or constraints.txt changed.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 # Recipes that begin with `time` say how long they took.
 export TIMEFORMAT = ---- %R s
 
-.PHONY: install test check lint imports types test-all clean
+.PHONY: install test check lint imports types test-all demo clean
 
 install: $(INSTALLED)
 
@@ -39,6 +40,20 @@ types: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) -m ''
+
+DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+DEMO_ITERATIONS ?= 300
+
+# Two processes, one for each core; the second waits for the warm-up of the first.
+demo: $(INSTALLED)
+	$(BIN)/python -c 'import isentrope; isentrope.component("model", "tiny-qwen3").build(isentrope.EnvRef("arithmetic"))'
+	for algorithm in grpo repo-r; do \
+	    $(BIN)/isentrope train examples/arithmetic-$$algorithm.toml \
+	        --set iterations=$(DEMO_ITERATIONS) --out $(DEMO)/$$algorithm | sed "s/^/$$algorithm /" & \
+	done; wait
+	$(BIN)/isentrope report $(DEMO)/grpo
+	$(BIN)/isentrope report $(DEMO)/repo-r
+	$(BIN)/isentrope compare $(DEMO)/grpo $(DEMO)/repo-r --out $(DEMO)/compare.html
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -34,4 +34,4 @@ class RepoR(AdvantageTransform):
 
         That is where ``log pi < -1 / |zeta|`` and A has the sign that zeta has not.
         """
-        return {"repo_r_flipped": self(batch) * batch.advantage < 0}
+        return {"flipped": self(batch) * batch.advantage < 0}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from attrs import field, frozen, validators
 
 from isentrope import EnvRef, LanguageModel
@@ -16,12 +14,9 @@ class Pretrained:
     path: str = field(validator=validators.min_len(1))
     """A folder, or a name on the hub."""
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
 
     def build(self, env: EnvRef) -> LanguageModel:
         """Load it; `env` plays no part."""
         del env
-        return LanguageModel.load(
-            self.path, revision=self.revision, dtype=self.dtype, device=self.device
-        )
+        return LanguageModel.load(self.path, revision=self.revision, device=self.device)

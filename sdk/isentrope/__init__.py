@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from isentrope.parts import Statistics as Statistics
     from isentrope.parts import TokenBatch as TokenBatch
     from isentrope.parts import knob as knob
+    from isentrope.reporting.pages import compare as compare
+    from isentrope.reporting.pages import report as report
     from isentrope.rollout.ledger import TokenLedger as TokenLedger
     from isentrope.runs import Run as Run
     from isentrope.specs import ComponentSpec as ComponentSpec
@@ -79,6 +81,7 @@ _HOME = {
     "models": "LanguageModel ModelConfig",
     "parts": "AdvantageEstimator AdvantageTransform Controller Knob Objective Statistics "
     "TokenBatch knob",
+    "reporting.pages": "compare report",
     "rollout.ledger": "TokenLedger",
     "runs": "Run",
     "specs": "ComponentSpec EnvRef EnvSpec",

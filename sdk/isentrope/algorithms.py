@@ -139,6 +139,11 @@ class Algorithm:
             if not isinstance(part, Controller):
                 continue
             moved = part.update(statistics, dict(state.knobs), state.memory.setdefault(slot, {}))
+            if not isinstance(moved, Mapping):
+                raise ConfigError(
+                    f"Controller {slot!r} must return a mapping of knob paths to values; got "
+                    f"{moved!r}."
+                )
             for path, value in moved.items():
                 if path not in part.moves:
                     raise ConfigError(

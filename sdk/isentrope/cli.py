@@ -37,6 +37,24 @@ def main() -> None:
         sys.exit(2)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import isentrope
+
+        _console.print(f"isentrope {isentrope.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and exit"),
+    ] = False,
+) -> None:
+    """Train language models by reinforcement learning, with entropy under control."""
+
+
 @app.command()
 def train(
     config: Annotated[Path | None, typer.Argument(help="TOML file", metavar="CONFIG.toml")] = None,
@@ -62,8 +80,9 @@ def train(
     if out is not None:
         overrides["out"] = str(out)
     source = resume / "config.toml" if resume is not None else config
-    wanted = read_config(source, overrides).iterations
-    with LiveView(_console, wanted) as view:
+    planned = read_config(source, overrides)
+    wanted = planned.iterations
+    with LiveView(_console, wanted, planned.algorithm.knobs()) as view:
         run = isentrope.train(config, resume=resume, on_iteration=view, **overrides)
     metrics = run.metrics
     _console.print(f"Run folder: {run.path}", highlight=False, markup=False)
@@ -128,6 +147,30 @@ def envs() -> None:
         splits = ", ".join(spec.splits) if isinstance(spec, EnvSpec) else ""
         table.add_row(_escaped(name), _escaped(splits), _escaped(spec.summary))
     _console.print(table)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder", metavar="RUN")],
+    out: Annotated[Path | None, typer.Option(help="File; default: RUN/report.html")] = None,
+) -> None:
+    """Write a page about a run, finished or not: one HTML file that needs no network."""
+    import isentrope
+
+    page = isentrope.report(run, out)
+    _console.print(f"Report: {page}", highlight=False, markup=False)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two run folders or more", metavar="RUN...")],
+    out: Annotated[Path | None, typer.Option(help="File; default: ./compare.html")] = None,
+) -> None:
+    """Write a page that lays runs over one another, and lists how their configs differ."""
+    import isentrope
+
+    page = isentrope.compare(*runs, out=out)
+    _console.print(f"Comparison: {page}", highlight=False, markup=False)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -16,7 +16,7 @@ import attrs
 from isentrope import parts
 from isentrope.algorithms import Algorithm
 from isentrope.engines import EngineConfig
-from isentrope.environments import Guard, TextEnv
+from isentrope.environments import Guard, TaskSet, TextEnv
 from isentrope.errors import ConfigError, IsentropeError, PluginError, UnknownNameError, within
 from isentrope.models import ModelConfig
 from isentrope.plugins import registry
@@ -45,16 +45,19 @@ TYPE_OF: dict[str, type] = {
 
 
 def make(env_id: str, **config: Any) -> TextEnv:
-    """Make an environment by id, with keyword arguments for its class.
+    """Make an environment by id, or ``"package.module:Class"``, with arguments for its class.
 
     The result checks everything that passes through it (`EnvironmentContractError`); the
     environment itself is ``.unwrapped``.
 
     Raises `UnknownNameError`, `PluginError` or `ConfigError` where it cannot be made.
     """
-    spec = registry().find("environment", env_id)
-    cls = _import(spec.entry_point, f"environment {env_id!r}")
-    arguments = {**getattr(spec, "config", {}), **config}
+    if ":" in env_id:
+        path, arguments = env_id, config
+    else:
+        spec = registry().find("environment", env_id)
+        path, arguments = spec.entry_point, {**getattr(spec, "config", {}), **config}
+    cls = _import(path, f"environment {env_id!r}")
     parameters = inspect.signature(cls).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in arguments:
@@ -64,14 +67,16 @@ def make(env_id: str, **config: Any) -> TextEnv:
         env = cls(**arguments)
     except IsentropeError:
         raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"Environment {env_id!r} cannot be made: {error}") from error
+    except (Exception, SystemExit) as error:  # a stranger's constructor
+        raise ConfigError(
+            f"Environment {env_id!r} cannot be made: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(env, TextEnv):
         raise PluginError(
             f"Environment {env_id!r} is a {type(env).__name__}; an EnvSpec must name a subclass "
             "of isentrope.TextEnv."
         )
-    if not isinstance(getattr(env, "tasks", None), Mapping):
+    if not isinstance(getattr(env, "tasks", None), TaskSet):
         raise PluginError(f"Environment {env_id!r} has no tasks: set self.tasks to a TaskSet.")
     return Guard(env, env_id)
 
@@ -178,9 +183,9 @@ def _reader(kind: str, kind_type: type) -> Callable[[Any], Any]:
         name = table.pop("id")
         path = name if ":" in name else registry().find(kind, name).entry_point
         cls = _import(path, f"{kind} {name!r}")
-        if not attrs.has(cls):
+        if not attrs.has(cls) and table:
             raise PluginError(f"The {kind} {name!r} is no attrs class, so it has no config.")
-        made = build(cls, table)
+        made = build(cls, table) if attrs.has(cls) else cls()
         if not _is_a(made, kind_type):
             raise PluginError(
                 f"The {kind} {name!r} is a {cls.__name__}, which is no "
@@ -192,7 +197,9 @@ def _reader(kind: str, kind_type: type) -> Callable[[Any], Any]:
 
 
 def _write(instance: Any) -> dict[str, Any]:
-    values = {name: unstructure(getattr(instance, name)) for name in fields(type(instance))}
+    cls: Any = type(instance)
+    names = fields(cls) if attrs.has(cls) else ()
+    values = {name: unstructure(getattr(instance, name)) for name in names}
     return {"id": id_of(instance), **values}
 
 
@@ -217,8 +224,11 @@ def _read_algorithm(value: Any) -> Algorithm:
 def _read_env(value: Any) -> EnvRef:
     if isinstance(value, EnvRef):
         return value
+    if isinstance(value, type) and issubclass(value, TextEnv):
+        value = f"{value.__module__}:{value.__qualname__}"
     table = _table(value, "environment")
-    registry().find("environment", table["id"])
+    if ":" not in table["id"]:
+        registry().find("environment", table["id"])
     return EnvRef(table.pop("id"), table)
 
 

@@ -56,6 +56,15 @@ class RolloutConfig:
     max_failure_rate: float = field(default=0.5, validator=real(0, 1))
     """Share of an iteration's episodes that may fail before the run stops."""
 
+    def context_within(self, positions: int) -> int:
+        """Return how many tokens an episode may have, given a model's positions."""
+        if self.context is not None and self.context > positions:
+            raise ConfigError(
+                f"rollout.context ({self.context} tokens) is more than the model's positions "
+                f"({positions})."
+            )
+        return self.context or positions
+
     def sampling(self, stop_ids: tuple[int, ...]) -> Sampling:
         """Return the sampling parameters of a turn."""
         return Sampling(

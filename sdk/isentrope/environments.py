@@ -217,6 +217,13 @@ class Guard(gymnasium.Wrapper[str, str, str, str], TextEnv):
         )
         observation, info = result
         self._check_texts("reset()", observation, info)
+        if (wanted := (options or {}).get("task")) is not None:
+            posed = getattr(self.inner, "task", None)
+            self._expect(
+                posed is not None and posed.id == wanted,
+                f"reset() was asked for task {wanted!r} and posed {posed!r}; call "
+                "super().reset(seed=seed, options=options) first, and pose self.task",
+            )
         self._running = True
         return observation, info
 

@@ -103,6 +103,9 @@ class Episode:
     success: bool
     """As the environment said at the end; apart from reward, since a part is not the whole."""
     stop_reason: StopReason
+    penalty: float = 0.0
+    """Brings the return of an episode that a limit of the run cut off down to the environment's
+    lowest: not to finish is to fail, and running on must never pay."""
     status: Status = Status.OK
     error: str | None = None
     """Traceback or message of a failure."""
@@ -111,8 +114,8 @@ class Episode:
 
     @property
     def reward(self) -> float:
-        """The return: undiscounted sum of step rewards."""
-        return float(sum(self.rewards))
+        """The return: undiscounted sum of step rewards, and the penalty."""
+        return float(sum(self.rewards)) + self.penalty
 
     @property
     def truncated(self) -> bool:

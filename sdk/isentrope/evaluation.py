@@ -13,16 +13,17 @@ import numpy as np
 from attrs import field, frozen
 
 from isentrope.components import component, make
-from isentrope.config import RolloutConfig
+from isentrope.config import RolloutConfig, read_toml
 from isentrope.episodes import Episode, Status
 from isentrope.errors import ConfigError
+from isentrope.looping import off_loop
 from isentrope.models import LanguageModel, ModelConfig
 from isentrope.rollout.chat import ChatTemplate
 from isentrope.rollout.collector import Request, RolloutCollector
 from isentrope.runs import Run, is_run
 from isentrope.seeding import derive
 from isentrope.specs import EnvRef
-from isentrope.structuring import structure
+from isentrope.structuring import edit, structure
 
 
 @frozen
@@ -62,32 +63,36 @@ def evaluate(
     """Roll a policy out k times on every task of a split.
 
     policy: a run or its folder, a `ModelConfig`, or the id of one. env: None for the run's own.
-    tasks: only the split's first so many. rollout: limits and sampling; None for the run's own.
+    tasks: only the split's first so many. rollout: limits and sampling that differ from the run's.
 
     Raises `ConfigError` for a wrong name or number, and `TrainingError` never: failed episodes are
     counted in the result.
     """
     import torch
 
-    if k < 1 or (tasks is not None and tasks < 1):
-        raise ConfigError(f"k and tasks must be at least 1; got k={k}, tasks={tasks}.")
+    for name, number in (("k", k), ("tasks", 1 if tasks is None else tasks), ("threads", threads)):
+        if not isinstance(number, int) or number < 1:
+            raise ConfigError(f"{name} must be a whole number, at least 1; got {number!r}.")
     run = _as_run(policy)
+    model = structure(_model_of(policy, run), ModelConfig)
     if env is None and run is None:
         raise ConfigError("env is missing: name the environment to evaluate on.")
-    trained = run.config if run is not None else None
-    ref = structure(env, EnvRef) if env is not None or trained is None else trained.env
-    if rollout is not None or trained is None:
-        limits = structure(rollout or {}, RolloutConfig)
-    else:
-        limits = trained.rollout
-    model = structure(_model_of(policy, run), ModelConfig)
+    # Only what evaluation needs: the algorithm's classes may not be importable here.
+    trained = read_toml(run.path / "config.toml") if run is not None else {}
+    ref = structure(trained["env"] if env is None else env, EnvRef)
+    limits = structure(trained.get("rollout", {}), RolloutConfig)
+    if isinstance(rollout, RolloutConfig):
+        limits = rollout
+    elif rollout is not None:
+        limits = edit(limits, rollout)
     world = make(ref.id, **ref.config)
     chosen = [t.id for t in world.tasks[split][:tasks]]
     world.close()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        episodes = asyncio.run(_roll_out(model.build(ref), ref, limits, chosen, k, seed))
+        built = model.build(ref)
+        episodes = off_loop(lambda: asyncio.run(_roll_out(built, ref, limits, chosen, k, seed)))
     finally:
         torch.set_num_threads(before)
     return summarize(episodes, env=ref.id, split=split, k=k)
@@ -139,8 +144,16 @@ def _as_run(policy: object) -> Run | None:
 def _model_of(policy: object, run: Run | None) -> object:
     """Return what names the policy's model: a component, its id, or a table."""
     if run is not None:
+        if not run.policy.is_dir():
+            raise ConfigError(f"{run.path} has no policy yet: the run has not come to its end.")
         return {"id": "pretrained", "path": str(run.policy)}
-    return str(policy) if isinstance(policy, Path) else policy
+    if not isinstance(policy, (str, Path)):
+        return policy
+    if (Path(policy) / "config.json").is_file():
+        return {"id": "pretrained", "path": str(policy)}
+    if isinstance(policy, Path) or "/" in policy:
+        raise ConfigError(f"{policy} is neither a run folder nor the folder of a model.")
+    return policy
 
 
 def requests(tasks: Sequence[str], k: int, seed: int) -> list[Request]:
@@ -172,7 +185,7 @@ async def _roll_out(
         template=ChatTemplate(model.tokenizer, model.stop_ids),
         config=limits,
         sampling=limits.sampling(model.stop_ids),
-        context=limits.context or model.context,
+        context=limits.context_within(model.context),
     )
     try:
         return await collector.collect(requests(tasks, k, seed))

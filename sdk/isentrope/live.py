@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from attrs import define, field
@@ -20,6 +20,8 @@ class LiveView:
     console: Console
     iterations: int
     """How many the run is to have."""
+    knobs: Collection[str]
+    """Paths of the algorithm's knobs."""
     _first: dict[str, Any] = field(factory=dict, init=False)
     _moving: list[str] = field(factory=list, init=False)
     _bar: Progress = field(init=False)
@@ -52,9 +54,8 @@ class LiveView:
             self.console.print(f"Stopped: {metrics['stopped']}", highlight=False, markup=False)
 
     def _note_knobs(self, metrics: Mapping[str, Any]) -> None:
-        for name, value in metrics.items():
-            if "." not in name:  # knobs are slot.field, and nothing else has a dot
-                continue
+        for name in self.knobs:
+            value = metrics[name]
             if self._first.setdefault(name, value) != value and name not in self._moving:
                 self._moving.append(name)
 
@@ -72,6 +73,8 @@ class LiveView:
         failed = metrics["episodes_failed"]
         if failed:
             parts.append(f"{failed} episodes failed")
-        if "eval/success" in metrics:
+        if skipped := metrics["steps_skipped"]:
+            parts.append(f"{skipped} steps skipped")
+        if metrics.get("eval/success") is not None:
             parts.append(f"evaluation {metrics['eval/success']:.3f}")
         return "  ".join(parts)

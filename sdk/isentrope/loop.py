@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import shutil
 import signal
 import sys
 import threading
+import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from isentrope.config import TrainConfig, read_config, to_toml
-from isentrope.errors import ConfigError, TrainingError
-from isentrope.runs import Run, new_folder
+from isentrope.errors import ConfigError, PluginError, TrainingError
+from isentrope.looping import off_loop
+from isentrope.runs import Run, check_free, new_folder
+from isentrope.structuring import unstructure
 
 if TYPE_CHECKING:
     from isentrope.learner.checkpoints import Progress
@@ -58,48 +63,84 @@ def train(
         overrides["model"] = {"id": "pretrained", "path": str(init)}
     if resume is not None:
         run = resume if isinstance(resume, Run) else Run(Path(resume))
-        _train(_resumed(run, config, overrides), run, listener)
-        return run
+        resumed = _resumed(run, config, overrides)
+        return off_loop(lambda: _train(resumed, lambda: run, listener))
     resolved = read_config(config, overrides)
     name = Path(config).stem if isinstance(config, (str, Path)) else _name(resolved)
-    text = to_toml(attrs.evolve(resolved, out=None))  # so that the file can start another run
-    run = Run.create(resolved.out or new_folder(name), text)
-    _train(resolved, run, listener)
-    return run
+    folder = resolved.out or new_folder(name)
+    check_free(folder)
+    text = _as_text(attrs.evolve(resolved, out=None))  # so that the file can start another run
+    return off_loop(lambda: _train(resolved, lambda: Run.create(folder, text), listener))
 
 
-def _train(config: TrainConfig, run: Run, on_iteration: Listener) -> None:
-    from isentrope.learner.checkpoints import CheckpointFolder
+def _train(config: TrainConfig, open_run: Callable[[], Run], on_iteration: Listener) -> Run:
     from isentrope.trainer import Trainer
 
-    checkpoints = CheckpointFolder(run.checkpoints)
     with (
-        run.locked(),
         _threads(config.threads),
         asyncio.Runner() as runner,
         _interruptible() as interrupted,
     ):
         trainer = Trainer.build(config)
-        progress = trainer.progress
         try:
-            for sentence in checkpoints.load(trainer.learner, progress):
-                warnings.warn(sentence, stacklevel=3)
-            run.rewind(progress.iteration)
-            runner.run(trainer.publish())
-            while not (_ended(config, progress) or interrupted()):
-                metrics, episodes = trainer.iterate(runner)
-                ended = _ended(config, progress)
-                metrics["stopped"] = _nothing_to_learn(config, progress)
-                metrics |= _evaluation(config, trainer, run, runner)
-                with _writing(run, progress.iteration):
-                    run.record(metrics, episodes)
-                    if ended or interrupted() or progress.iteration % config.checkpoint_every == 0:
-                        checkpoints.save(trainer.learner, progress)
-                on_iteration(metrics)
-            with _writing(run, progress.iteration):
-                trainer.save(run.policy)
+            run = open_run()  # after what may fail, so that a failure leaves no folder behind
+            with run.locked():
+                _iterate(trainer, run, runner, on_iteration, interrupted)
         finally:
             runner.run(trainer.close())
+    return run
+
+
+def _iterate(
+    trainer: Trainer,
+    run: Run,
+    runner: asyncio.Runner,
+    on_iteration: Listener,
+    interrupted: Callable[[], bool],
+) -> None:
+    """Go on from the newest checkpoint, if there is one, until the run ends or is interrupted."""
+    from isentrope.learner.checkpoints import CheckpointFolder
+
+    config, progress = trainer.config, trainer.progress
+    checkpoints = CheckpointFolder(run.checkpoints)
+    for sentence in checkpoints.load(trainer.learner, progress):
+        warnings.warn(sentence, stacklevel=3)
+    run.rewind(progress.iteration)
+    runner.run(trainer.publish())
+    if not _ended(config, progress):
+        shutil.rmtree(run.policy, ignore_errors=True)  # of an earlier end, now outdated
+    while not (_ended(config, progress) or interrupted()):
+        metrics, episodes = trainer.iterate(runner)
+        ended = _ended(config, progress)
+        metrics["stopped"] = _nothing_to_learn(config, progress)
+        metrics |= _evaluation(config, trainer, run, runner)
+        with _writing(run, progress.iteration):
+            run.record(metrics, episodes)
+            if ended or interrupted() or progress.iteration % config.checkpoint_every == 0:
+                checkpoints.save(trainer.learner, progress)
+        on_iteration(metrics)
+    with _writing(run, progress.iteration):
+        run.put(run.policy, trainer.save)
+
+
+def _as_text(config: TrainConfig) -> str:
+    """Write the configuration, and make sure that it says the same when it is read."""
+    try:
+        text = to_toml(config)
+    except TypeError as error:
+        raise ConfigError(f"The configuration cannot be written as TOML: {error}.") from error
+    try:
+        same = unstructure(read_config(tomllib.loads(text))) == unstructure(config)
+    except PluginError as error:  # a class of a script or a notebook, say
+        warnings.warn(f"This run cannot be resumed from its folder: {error}", stacklevel=3)
+        return text
+    if not same:
+        raise ConfigError(
+            "The configuration does not survive being written as TOML, which has no None and no "
+            "tuples: leave out options that are None, and give lists for tuples, in env and in "
+            "components."
+        )
+    return text
 
 
 def _evaluation(
@@ -110,10 +151,11 @@ def _evaluation(
     if config.evaluation is None or progress.iteration % config.evaluation.every:
         return {}
     metrics = trainer.evaluate(config.evaluation, runner)
-    if progress.best is None or metrics["eval/success"] > progress.best:
-        progress.best = metrics["eval/success"]
+    score = metrics["eval/success"]  # NaN where every episode failed, which is no score
+    if math.isfinite(score) and (progress.best is None or score > progress.best):
+        progress.best = score
         with _writing(run, progress.iteration):
-            trainer.save(run.path / "best")
+            run.put(run.path / "best", trainer.save)
     return metrics
 
 
@@ -125,7 +167,9 @@ def _resumed(run: Run, config: object, overrides: Mapping[str, Any]) -> TrainCon
             f"changed; got {given}. To begin another run from its policy, leave out `resume` and "
             'set model = {id = "pretrained", path = ".../policy"}.'
         )
-    return read_config(run.path / "config.toml", overrides)
+    resumed = read_config(run.path / "config.toml", overrides)
+    run.rewrite_config(_as_text(attrs.evolve(resumed, out=None)))
+    return resumed
 
 
 def _name(config: TrainConfig) -> str:
@@ -180,8 +224,9 @@ def _nothing_to_learn(config: TrainConfig, progress: Progress) -> str | None:
     if progress.idle < config.stop_after_idle:
         return None
     return (
-        f"Every group's rewards were equal for {progress.idle} iterations in a row, so there was "
-        "nothing to learn: the task is too easy or too hard for this policy."
+        f"No step was taken for {progress.idle} iterations in a row: there was nothing to learn. "
+        "Either every group's rewards were equal (groups_zero; the task is too easy or too hard "
+        "for this policy), or no gradient was finite (steps_skipped)."
     )
 
 

@@ -34,8 +34,17 @@ class LanguageModel:
 
     @property
     def context(self) -> int:
-        """Longest sequence, in tokens, that the model's positions allow."""
-        return int(self.model.config.max_position_embeddings)
+        """Longest sequence, in tokens, that the model's positions allow.
+
+        Raises `ConfigError` for a model that does not say.
+        """
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        if not isinstance(positions, int):
+            raise ConfigError(
+                f"{type(self.model).__name__} has no max_position_embeddings; such models are not "
+                "supported."
+            )
+        return positions
 
     @classmethod
     def load(
@@ -43,10 +52,9 @@ class LanguageModel:
         path: str | Path,
         *,
         revision: str | None = None,
-        dtype: str = "float32",
         device: str = "cpu",
     ) -> LanguageModel:
-        """Load a model and its tokenizer from a folder, or by a hub's name.
+        """Load a model, in float32, and its tokenizer from a folder, or by a hub's name.
 
         Raises `ConfigError` with transformers' own reason where it cannot be loaded.
         """
@@ -57,13 +65,14 @@ class LanguageModel:
             try:
                 tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
                 model = AutoModelForCausalLM.from_pretrained(
-                    path, revision=revision, dtype=getattr(torch, dtype)
+                    path, revision=revision, dtype=torch.float32
                 )
-            except (OSError, ValueError) as error:  # what a wrong name or file raises
+                placed: Any = model  # transformers' own annotation of `to` is wrong
+                placed.to(device)
+            except (OSError, ValueError, RuntimeError) as error:  # a wrong name, file or device
                 reason = " ".join(str(error).split())
                 raise ConfigError(f"Model {str(path)!r} cannot be loaded: {reason}") from error
-        placed: Any = model  # transformers' own annotation of `to` is wrong
-        return cls(placed.to(device), tokenizer)
+        return cls(model, tokenizer)
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write model and tokenizer in transformers' own format.

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import attrs
@@ -86,7 +87,7 @@ class Knob:
     high: float
 
     def __contains__(self, value: object) -> bool:
-        return isinstance(value, (int, float)) and self.low <= value <= self.high
+        return isinstance(value, Real) and self.low <= float(value) <= self.high
 
     def __str__(self) -> str:
         return f"[{self.low:g}, {self.high:g}]"
@@ -94,6 +95,8 @@ class Knob:
 
 def knob(default: float, *, low: float, high: float) -> Any:
     """Declare a float field as a knob: bounded, finite, and movable by a controller."""
+    if not low <= high:
+        raise ConfigError(f"A knob's low ({low}) must not be above its high ({high}).")
     bounds = Knob(low, high)
 
     def check(instance: object, attribute: attrs.Attribute[float], value: float) -> None:
@@ -118,13 +121,17 @@ class Component(ABC):
 
         Called once per minibatch, before it is split into micro-batches: statistics over the
         minibatch (a mean, a quantile) belong here, so that the split changes nothing. In
-        `minibatch`, `logp` is the same as `old_logp` and carries no gradient.
+        `minibatch`, `logp` is the same as `old_logp` and carries no gradient, `advantage` is the
+        estimator's, and `entropy` is None.
         """
         del minibatch
         return self
 
     def diagnostics(self, batch: TokenBatch) -> Mapping[str, Tensor]:
-        """Return per-token values [T] to log as means over tokens (clip fractions, ...)."""
+        """Return per-token values [T] to log as means over tokens (clip fractions, ...).
+
+        Logged as ``slot/name``; a transform is asked before it is applied.
+        """
         del batch
         return {}
 

@@ -90,7 +90,14 @@ def load_plugins(found: Iterable[Distribution]) -> Registry:
     """Load the plugins of these distributions; the first of each name counts, as in imports."""
     rows: list[Row] = []
     for distribution in _once_each(found):
-        for entry_point in distribution.entry_points.select(group=GROUP):
+        try:
+            entry_points = list(distribution.entry_points.select(group=GROUP))
+        except Exception as error:  # entry_points.txt is whatever somebody wrote
+            name, release = distribution.metadata["Name"], distribution.version
+            problem = f"its entry points cannot be read: {_one_line(error)}"
+            rows.append(Row(name, "plugin", name, release, "broken", problem, cause=error))
+            continue
+        for entry_point in entry_points:
             rows.extend(_load(distribution, entry_point))
     return Registry(tuple(sorted(_refuse_duplicates(rows), key=lambda r: (r.kind, r.id, r.origin))))
 

@@ -17,8 +17,9 @@ import fcntl
 import json
 import math
 import platform
+import shutil
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -66,8 +67,7 @@ class Run:
 
         Raises `ConfigError` where `path` holds something already.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"{path} exists and is not empty; choose another `out`.")
+        check_free(path)
         versions = {name: version(name) for name in _PACKAGES}
         about = {"format": FORMAT, "python": platform.python_version(), "packages": versions}
         try:
@@ -130,6 +130,23 @@ class Run:
         _append(self.path / "episodes.jsonl", lines)
         _append(self.path / "metrics.jsonl", [metrics])
 
+    def rewrite_config(self, config: str) -> None:
+        """Replace the configuration, as TOML."""
+        draft = self.path / "config.toml.draft"
+        draft.write_text(config, encoding="utf-8")
+        draft.replace(self.path / "config.toml")
+
+    def put(self, folder: Path, write: Callable[[Path], None]) -> None:
+        """Have `write` fill a folder of the run: whole, or as it was before."""
+        draft, old = (folder.with_name(f".{folder.name}.{what}") for what in ("draft", "old"))
+        for leftover in (draft, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        write(draft)
+        if folder.exists():
+            folder.rename(old)
+        draft.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
     def rewind(self, iteration: int) -> None:
         """Forget what was recorded from `iteration` on, and any line that a kill cut short."""
         for name in ("episodes.jsonl", "metrics.jsonl"):
@@ -155,6 +172,12 @@ class Run:
                     "`out`."
                 ) from error
             yield
+
+
+def check_free(path: Path) -> None:
+    """Raise `ConfigError` where a run's folder would overwrite something."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists and is not empty; choose another `out`.")
 
 
 def new_folder(name: str) -> Path:

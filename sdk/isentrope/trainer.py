@@ -23,7 +23,7 @@ from isentrope.config import EvaluationConfig, TrainConfig
 from isentrope.engines import Engine, WeightsRef
 from isentrope.environments import Task
 from isentrope.episodes import Episode, Status
-from isentrope.errors import ConfigError, TrainingError
+from isentrope.errors import TrainingError
 from isentrope.evaluation import requests, summarize
 from isentrope.learner.checkpoints import Progress
 from isentrope.learner.experience import Experience, experience, usable
@@ -65,7 +65,7 @@ class Trainer:
             template=ChatTemplate(model.tokenizer, model.stop_ids),
             config=config.rollout,
             sampling=config.rollout.sampling(model.stop_ids),
-            context=_context(config.rollout.context, model.context),
+            context=config.rollout.context_within(model.context),
         )
         tasks = _tasks(config.env, config.rollout.split)
         learner = Learner(policy, config.learner)
@@ -78,6 +78,7 @@ class Trainer:
         """Hand the present weights to the engine."""
         weights = WeightsRef(self.progress.version, self.learner.policy.weights())
         await self.engine.publish(weights)
+        self.collector.version = weights.version
 
     def evaluate(self, config: EvaluationConfig, runner: asyncio.Runner) -> Metrics:
         """Evaluate the present policy; the same tasks and seeds every time."""
@@ -98,8 +99,10 @@ class Trainer:
 
     async def close(self) -> None:
         """Close environments and engine."""
-        self.collector.close()
-        await self.engine.close()
+        try:
+            self.collector.close()
+        finally:
+            await self.engine.close()
 
     def save(self, folder: Path) -> None:
         """Write the policy, adapters merged in, in transformers' own format."""
@@ -129,12 +132,13 @@ class Trainer:
         )
         reports = self._learn(algorithm, learnt)
         clock.lap("learn")
-        if reports:
+        learnt_something = not all(report.skipped for report in reports)
+        if learnt_something:
             progress.version += 1
             runner.run(self.publish())
         clock.lap("publish")
         progress.iteration += 1
-        progress.idle = 0 if reports else progress.idle + 1
+        progress.idle = 0 if learnt_something else progress.idle + 1
         return {
             "iteration": iteration,
             "reward": statistics.reward,
@@ -150,20 +154,21 @@ class Trainer:
     def _requests(self, iteration: int) -> list[Request]:
         """G rollouts of each of the iteration's tasks; every epoch has an order of its own."""
         seed, per_iteration = self.config.seed, self.config.rollout.tasks
-        requests = []
-        for slot in range(iteration * per_iteration, (iteration + 1) * per_iteration):
-            epoch, place = divmod(slot, len(self.tasks))
-            order = np.random.default_rng(derive(seed, "tasks", epoch)).permutation(len(self.tasks))
-            requests += [
-                Request(
-                    task=self.tasks[order[place]].id,
-                    seed=derive(seed, "env", slot) % 2**31,
-                    rollout=rollout,
-                    sampling_seed=derive(seed, "sampling", slot, rollout),
-                )
-                for rollout in range(self.config.rollout.group)
-            ]
-        return requests
+        slots = range(iteration * per_iteration, (iteration + 1) * per_iteration)
+        orders = {
+            epoch: np.random.default_rng(derive(seed, "tasks", epoch)).permutation(len(self.tasks))
+            for epoch in {slot // len(self.tasks) for slot in slots}
+        }
+        return [
+            Request(
+                task=self.tasks[orders[slot // len(self.tasks)][slot % len(self.tasks)]].id,
+                seed=derive(seed, "env", slot) % 2**31,
+                rollout=rollout,
+                sampling_seed=derive(seed, "sampling", slot, rollout),
+            )
+            for slot in slots
+            for rollout in range(self.config.rollout.group)
+        ]
 
     def _statistics(self, episodes: Sequence[Episode], logp: Sequence[Tensor]) -> Statistics:
         """Measure the experience, before anything is filtered out of it."""
@@ -211,15 +216,6 @@ def _tasks(env: EnvRef, split: str) -> tuple[Task, ...]:
         return world.tasks[split]
     finally:
         world.close()
-
-
-def _context(configured: int | None, positions: int) -> int:
-    if configured is not None and configured > positions:
-        raise ConfigError(
-            f"rollout.context ({configured} tokens) is more than the model's positions "
-            f"({positions})."
-        )
-    return configured or positions
 
 
 def _check_usable(

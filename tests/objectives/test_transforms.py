@@ -59,9 +59,9 @@ def test_every_reversed_sign_is_counted(tokens: list[tuple[float, float]], zeta:
         opposed = advantage < 0 if zeta > 0 else advantage > 0
         expected.append(opposed and logp < -1 / abs(zeta))
     found = RepoR(zeta=zeta).diagnostics(of_lists(*(list(x) for x in zip(*tokens, strict=True))))
-    assert ["repo_r_flipped"] == list(found)
+    assert ["flipped"] == list(found)
     close = [abs(logp * zeta) == pytest.approx(1, rel=1e-12) for logp, _ in tokens]
-    pairs = zip(expected, found["repo_r_flipped"].tolist(), close, strict=True)
+    pairs = zip(expected, found["flipped"].tolist(), close, strict=True)
     assert all(want == have or edge for want, have, edge in pairs)
 
 
@@ -69,8 +69,8 @@ def test_a_sign_is_reversed_beyond_one_over_zeta_and_not_at_it() -> None:
     logp = [-1.9, -2.0, -2.1] * 2
     advantage = [-1.0] * 3 + [1.0] * 3
     flipped = [RepoR(zeta=z).diagnostics(of_lists(logp, advantage)) for z in (0.5, -0.5)]
-    assert [0, 0, 1, 0, 0, 0] == flipped[0]["repo_r_flipped"].int().tolist()
-    assert [0, 0, 0, 0, 0, 1] == flipped[1]["repo_r_flipped"].int().tolist()
+    assert [0, 0, 1, 0, 0, 0] == flipped[0]["flipped"].int().tolist()
+    assert [0, 0, 0, 0, 0, 1] == flipped[1]["flipped"].int().tolist()
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:

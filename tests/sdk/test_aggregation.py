@@ -401,7 +401,7 @@ def test_diagnostics_are_means_over_the_minibatchs_tokens() -> None:
             flipped += a < 0 and new < -0.2
     tokens = sum(len(t) for t in TRAJECTORIES)
     assert tokens == report.tokens
-    expected = {"clip_high": high, "clip_low": low, "repo_r_flipped": flipped}
+    expected = {"objective/clip_high": high, "objective/clip_low": low, "repo_r/flipped": flipped}
     assert high * flipped > 0
     assert {k: pytest.approx(v / tokens) for k, v in expected.items()} == report.diagnostics
 
@@ -455,7 +455,9 @@ def test_a_masked_token_contributes_nothing_whatever_its_loss(
     )
     report, found = step(compose(aggregation, NanWhereMasked()), TRAJECTORIES, 40)
     assert pytest.approx(loss, rel=1e-5, abs=1e-6) == report.loss
-    assert {"loss": 1.0} == report.diagnostics  # a name of its own, whatever else is called so
+    assert {
+        "objective/loss": 1.0
+    } == report.diagnostics  # a name of its own, whatever else is called so
     assert_same_gradient(found, expected)
 
 

@@ -855,8 +855,9 @@ def test_an_import_path_of_another_kind_is_refused() -> None:
     assert path in str(caught.value)
 
 
-def test_an_import_path_to_no_attrs_class_is_refused() -> None:
-    sentence = refusal(structure, f"{HERE}:NoAttrs", AdvantageTransform)
+def test_a_class_without_attrs_is_a_component_without_options() -> None:
+    assert "NoAttrs" == type(structure(f"{HERE}:NoAttrs", AdvantageTransform)).__name__
+    sentence = refusal(structure, {"id": f"{HERE}:NoAttrs", "size": 1}, AdvantageTransform)
     assert f"The transform '{HERE}:NoAttrs' is no attrs class, so it has no config." == sentence
 
 

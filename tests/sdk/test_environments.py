@@ -134,6 +134,18 @@ def test_looking_for_a_split_is_no_error() -> None:
 # ---------------------------------------------------------------- reset
 
 
+def test_an_environment_that_poses_another_task_than_it_was_asked_for_is_caught() -> None:
+    class Wilful(Echo):
+        def reset(self, *, seed=None, options=None):
+            return super().reset(seed=seed)
+
+    guard = Guard(Wilful(), "wilful")
+    drawn = guard.reset(seed=0)[1]["task"]
+    other = next(task.id for task in guard.tasks["train"] if task.id != drawn)
+    with pytest.raises(EnvironmentContractError, match=r"was asked for task .* and posed"):
+        guard.reset(seed=0, options={"task": other})
+
+
 def test_reset_takes_the_task_that_was_asked_for(echo: Guard) -> None:
     for task in "abcz":
         _, info = echo.reset(seed=0, options={"task": task})
@@ -497,14 +509,18 @@ def test_an_error_of_a_constructor_names_the_environment(brought: Any) -> None:
     brought("Echo")
     with pytest.raises(ConfigError) as caught:
         isentrope.make("brought", size=0)
-    assert "Environment 'brought' cannot be made: size must be at least 1" == str(caught.value)
+    assert "Environment 'brought' cannot be made: ValueError: size must be at least 1" == str(
+        caught.value
+    )
 
 
 def test_an_error_of_ours_passes_as_it_is(brought: Any) -> None:
     brought("Failing")
     with pytest.raises(ConfigError, match=r"^no licence$"):
         isentrope.make("brought", why="config")
-    with pytest.raises(ConfigError, match=r"^Environment 'brought' cannot be made: no data$"):
+    with pytest.raises(
+        ConfigError, match=r"^Environment 'brought' cannot be made: ValueError: no data$"
+    ):
         isentrope.make("brought")
 
 

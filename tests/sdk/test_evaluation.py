@@ -67,8 +67,10 @@ def test_a_run_is_evaluated_as_it_was_trained_and_the_same_each_time(tiny_run) -
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"k": 0}, "k=0"),
-        ({"tasks": 0}, "tasks=0"),
+        ({"k": 0}, "k must be a whole number, at least 1; got 0"),
+        ({"tasks": 0}, "tasks must be a whole number, at least 1; got 0"),
+        ({"k": 2.5}, "k must be a whole number"),
+        ({"policy": "runs/nope"}, "neither a run folder nor the folder of a model"),
         ({"env": None}, "env is missing"),
         ({"env": "guss"}, "Did you mean 'guess'"),
         ({"split": "tests"}, "Did you mean 'test'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -11,7 +12,15 @@ import pytest
 import torch
 
 import isentrope
-from isentrope import ConfigError, Task, TaskSet, TextEnv, TrainingError, UnknownNameError
+from isentrope import (
+    ConfigError,
+    Objective,
+    Task,
+    TaskSet,
+    TextEnv,
+    TrainingError,
+    UnknownNameError,
+)
 from isentrope.config import read_config
 from tests.conftest import SMALL_MODEL
 
@@ -85,7 +94,7 @@ def test_two_epochs_of_minibatches_drift_from_the_old_policy_and_clip(tiny_run) 
     )
     run = isentrope.train(**{**tiny_run, "algorithm": algorithm, "iterations": 2})
     learnt = [m for m in run.metrics if m["steps"]]
-    assert all(m["clip_high"] > 0 and m["clip_low"] > 0 for m in learnt)
+    assert all(m["objective/clip_high"] > 0 and m["objective/clip_low"] > 0 for m in learnt)
 
 
 def test_lora_trains_adapters_and_saves_a_plain_merged_policy(tiny_run) -> None:
@@ -198,6 +207,70 @@ def test_what_cannot_work_fails_early_with_one_sentence(tiny_run, change, error,
     with pytest.raises(error, match=re.escape(told)):
         isentrope.train(**{**tiny_run, **change})
     assert not (tiny_run["out"] / "metrics.jsonl").exists()
+
+
+def test_a_run_starts_where_an_event_loop_is_running_already_as_in_a_notebook(tiny_run) -> None:
+    async def cell() -> isentrope.Run:
+        run = isentrope.train(**{**tiny_run, "iterations": 1})
+        isentrope.evaluate(run, tasks=2)
+        return run
+
+    assert 1 == len(asyncio.run(cell()).metrics)
+
+
+def test_a_config_that_toml_cannot_hold_is_refused_before_it_could_change_on_resume(
+    hopeless,
+) -> None:
+    hopeless["env"] = {"id": "hopeless", "prompt": None}  # whose default is "try"
+    with pytest.raises(ConfigError, match="does not survive being written as TOML"):
+        isentrope.train(**hopeless)
+
+
+def test_what_fails_while_it_is_built_leaves_no_folder_behind(tiny_run) -> None:
+    with pytest.raises(ConfigError, match="model's positions"):
+        isentrope.train(**tiny_run | {"rollout": {"context": 100_000}})
+    assert not tiny_run["out"].exists()
+
+
+class Shapeless(Objective):
+    """Returns what `make` makes of the right loss."""
+
+    make = staticmethod(lambda loss: loss)
+
+    def __call__(self, batch):
+        return self.make(-batch.advantage * batch.logp)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda x: x[:, None], r"must return one value per token, shape \[\d+\]; got shape \["),
+        (lambda x: x.mean(), r"got shape \[\]"),
+        (lambda x: None, "got None"),
+        (lambda x: x.detach(), "a loss without gradient"),
+    ],
+)
+def test_a_loss_of_another_shape_is_refused_and_not_broadcast(tiny_run, make, told) -> None:
+    broken = type("Broken", (Shapeless,), {"make": staticmethod(make)})
+    algorithm = isentrope.recipe("grpo", objective=broken())
+    with (
+        pytest.warns(UserWarning, match="cannot be resumed"),
+        pytest.raises(ConfigError, match=told),
+    ):
+        isentrope.train(**{**tiny_run, "algorithm": algorithm})
+
+
+def test_a_loss_that_is_never_finite_ends_the_run_and_is_counted(tiny_run) -> None:
+    broken = type("Nan", (Shapeless,), {"make": staticmethod(lambda x: x * math.nan)})
+    algorithm = isentrope.recipe("grpo", objective=broken(), minibatch=16)
+    with pytest.warns(UserWarning, match="cannot be resumed"):
+        run = isentrope.train(
+            **{**tiny_run, "algorithm": algorithm, "iterations": 9}, stop_after_idle=2
+        )
+    last = run.metrics[-1]
+    assert "no gradient was finite" in last["stopped"]
+    assert last["steps_skipped"] == last["steps"] > 0
+    assert len(run.metrics) < 9
 
 
 def test_an_existing_folder_is_never_written_over(tiny_run) -> None:

@@ -85,8 +85,14 @@ def test_a_model_with_capped_logits_is_refused_and_not_silently_miscounted() -> 
         num_attention_heads=4, num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.1,
         max_position_embeddings=64,
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="Gemma2ForCausalLM does more than one matrix product"):
+    with pytest.raises(ConfigError, match=r"more than one .* sets final_logit_softcapping"):
         Policy(AutoModelForCausalLM.from_config(config, dtype=torch.float32), 1.0, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_weights_are_refused_since_small_updates_would_round_away(dtype) -> None:
+    with pytest.raises(ConfigError, match=f"weights in {dtype}; training needs float32"):
+        Policy(qwen3(dtype=dtype), 1.0, None)
 
 
 def test_under_fsdp2_log_probs_leave_the_root_unrounded_and_gradients_agree(tmp_path: Path) -> None:

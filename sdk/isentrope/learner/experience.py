@@ -81,6 +81,12 @@ def _per_token(
     """Spread a group's advantages over tokens, [t] float32 each, and check what came back."""
     advantages = estimator(rewards, episodes)
     name = type(estimator).__name__
+    if isinstance(advantages, Tensor) and advantages.dim() == 1:
+        advantages = list(advantages)
+    if not isinstance(advantages, Sequence) or not all(isinstance(a, Tensor) for a in advantages):
+        raise ConfigError(
+            f"{name} must return a tensor [G] or a list of G tensors; got {advantages!r}."
+        )
     if len(advantages) != len(episodes):
         raise ConfigError(
             f"{name} returned {len(advantages)} advantages for a group of {len(episodes)}."

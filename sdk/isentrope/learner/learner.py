@@ -13,10 +13,11 @@ from torch import Tensor
 from isentrope.algorithms import Algorithm
 from isentrope.config import LearnerConfig
 from isentrope.episodes import Episode
+from isentrope.errors import ConfigError
 from isentrope.learner.aggregation import token_weights
 from isentrope.learner.packing import Trajectory, collate, micro_batches, token_batch
 from isentrope.learner.policy import Policy
-from isentrope.parts import Component, TokenBatch
+from isentrope.parts import AdvantageTransform, Component, TokenBatch
 
 
 @frozen
@@ -97,7 +98,12 @@ class Learner:
             weights = token_weights(
                 prepared, batch, nominal_sequences=nominal_sequences, total_tokens=total_tokens
             )
-            per_token = prepared.objective(batch)
+            per_token = _of_tokens(prepared.objective(batch), batch, prepared.objective)
+            if not per_token.requires_grad:
+                name = type(prepared.objective).__name__
+                raise ConfigError(
+                    f"{name} returned a loss without gradient; it must depend on batch.logp."
+                )
             loss = (weights * per_token.where(batch.mask, per_token.new_zeros(()))).sum()
             loss.backward()
             total_loss += loss.detach()
@@ -120,14 +126,30 @@ class Learner:
         logp, entropy = self.policy(inputs, entropy="entropy" in algorithm.needs)
         batch = token_batch(trajectories, self.device, step)
         batch = attrs.evolve(batch, logp=logp, entropy=entropy)
-        for transform in algorithm.transforms:
-            _add_diagnostics(sums, transform, batch)
-            batch = attrs.evolve(batch, advantage=transform(batch).detach())
-        _add_diagnostics(sums, algorithm.objective, batch)
+        for slot, part in algorithm.slots().items():
+            if isinstance(part, AdvantageTransform):
+                _add_diagnostics(sums, slot, part, batch)
+                advantage = _of_tokens(part(batch), batch, part).detach().to(batch.logp.dtype)
+                batch = attrs.evolve(batch, advantage=advantage)
+        _add_diagnostics(sums, "objective", algorithm.objective, batch)
         return batch
 
 
+def _of_tokens(values: object, batch: TokenBatch, part: Component) -> Tensor:
+    """Check that a part returned one value per token: any other shape would broadcast."""
+    if isinstance(values, Tensor) and values.shape == batch.logp.shape:
+        return values
+    shape = f"shape {list(values.shape)}" if isinstance(values, Tensor) else repr(values)
+    raise ConfigError(
+        f"{type(part).__name__} must return one value per token, shape {list(batch.logp.shape)}; "
+        f"got {shape}."
+    )
+
+
 @torch.no_grad()
-def _add_diagnostics(sums: dict[str, Tensor], part: Component, batch: TokenBatch) -> None:
+def _add_diagnostics(
+    sums: dict[str, Tensor], slot: str, part: Component, batch: TokenBatch
+) -> None:
     for name, values in part.diagnostics(batch).items():
-        sums[name] += torch.where(batch.mask, values, 0).sum()
+        checked = _of_tokens(values, batch, part)
+        sums[f"{slot}/{name}"] += torch.where(batch.mask, checked, 0).sum()

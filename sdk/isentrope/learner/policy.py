@@ -6,6 +6,7 @@ log-probs happens inside its forward, where the head's weight is whole.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,12 +26,14 @@ SELF_TEST_TOLERANCE = 1e-3  # nats; a missing soft-cap or scale is off by orders
 class Policy(nn.Module):
     """Log-probs of sampled tokens under the present weights, at the sampling temperature.
 
-    Raises `ConfigError` where the model's own logits are more than its head's matrix product
+    Raises `ConfigError` where the model is not in float32 (16-bit weights lose small updates, and
+    merged adapters, in rounding), or where its own logits are more than its head's matrix product
     (soft-capped or scaled), which the head does not reproduce.
     """
 
     def __init__(self, model: PreTrainedModel, temperature: float, lora: LoraConfig | None) -> None:
         super().__init__()
+        _check_supported(model)
         model.eval()  # no dropout: old and new log-probs must be of the same function
         self.temperature = temperature
         self._plain = model
@@ -86,12 +89,25 @@ class Policy(nn.Module):
         logits = self._plain(input_ids=ids, use_cache=False).logits[0, :-1].float()
         theirs = torch.log_softmax(logits / self.temperature, -1)
         theirs = theirs.gather(-1, ids[0, 1:, None]).squeeze(-1)
-        tolerance = SELF_TEST_TOLERANCE if self._plain.dtype == torch.float32 else 0.25
-        if not (difference := float((ours - theirs).abs().max())) <= tolerance:
+        if not (difference := float((ours - theirs).abs().max())) <= SELF_TEST_TOLERANCE:
             raise ConfigError(
                 f"{type(self._plain).__name__} does more than one matrix product after its last "
                 f"hidden state (log-probs differ by {difference:.3g} nats); models with capped or "
                 "scaled logits are not supported."
+            )
+
+
+def _check_supported(model: PreTrainedModel) -> None:
+    name = type(model).__name__
+    if dtypes := {p.dtype for p in model.parameters()} - {torch.float32}:
+        raise ConfigError(
+            f"{name} has weights in {', '.join(sorted(map(str, dtypes)))}; training needs float32."
+        )
+    for option in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(model.config, option, None) not in (None, 1, 1.0):
+            raise ConfigError(
+                f"{name} does more than one matrix product after its last hidden state (its config "
+                f"sets {option}); models with capped or scaled logits are not supported."
             )
 
 
@@ -104,5 +120,7 @@ def _with_lora(model: PreTrainedModel, lora: LoraConfig) -> nn.Module:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    wrapped: nn.Module = peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
+        wrapped: nn.Module = peft.get_peft_model(model, config)
     return wrapped

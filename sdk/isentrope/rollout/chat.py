@@ -17,7 +17,12 @@ _MARK = "ISENTROPE-ASSISTANT-TURN"
 class ChatTemplate:
     """Renders a conversation's opening, and what follows an assistant's turn, as token ids.
 
-    The policy's own turns never pass through here: they stay the ids that were sampled.
+    The policy's own turns never pass through here: they stay the ids that were sampled. Control
+    tokens spelt out in a message are broken by a zero-width space, so that what an environment
+    quotes can neither end a turn nor begin one.
+
+    Raises `ConfigError` for a tokenizer without a chat template, or with one whose turns do not
+    end in a stop token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Iterable[int]) -> None:
@@ -28,6 +33,9 @@ class ChatTemplate:
             )
         self._tokenizer = tokenizer
         self._stop_ids = frozenset(stop_ids)
+        decoder = tokenizer.added_tokens_decoder
+        self._control = sorted(str(t.content) for t in decoder.values() if t.special)
+        self._check_ending()
 
     def opening(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of the first messages, up to where the assistant begins to speak."""
@@ -43,7 +51,12 @@ class ChatTemplate:
             {"role": "user", "content": "-"},
             {"role": "assistant", "content": _MARK},
         ]
-        text = self._render([*stand_in, *messages]).split(_MARK, 1)[1]
+        _, found, text = self._render([*stand_in, *messages]).partition(_MARK)
+        if not found:
+            raise ConfigError(
+                "The chat template drops an assistant's turn as soon as others follow, so what the "
+                "policy sampled would not stay in its context; such templates are not supported."
+            )
         if last_id in self._stop_ids:
             text = text.removeprefix(str(self._tokenizer.decode([last_id])))
         return self._encode(text)
@@ -54,10 +67,28 @@ class ChatTemplate:
         return str(self._tokenizer.decode(list(spoken), clean_up_tokenization_spaces=False))
 
     def _render(self, messages: Sequence[Message]) -> str:
-        plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+        plain = [{"role": m["role"], "content": self._inert(m["content"])} for m in messages]
         return str(
             self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
         )
+
+    def _inert(self, content: str) -> str:
+        for token in self._control:
+            if token in content:
+                content = content.replace(token, f"{token[0]}\u200b{token[1:]}")
+        return content
+
+    def _check_ending(self) -> None:
+        answer: Message = {"role": "user", "content": "-"}
+        ending = self.reply([answer], last_id=-1)[:1]
+        if not self._stop_ids.intersection(ending):
+            stops = [self._tokenizer.decode([i]) for i in sorted(self._stop_ids)]
+            raise ConfigError(
+                f"The chat template ends an assistant's turn with "
+                f"{self._tokenizer.decode(ending)!r}, which is none of the model's stop tokens "
+                f"({stops}): the policy would never know when to stop. Set the tokenizer's "
+                "eos_token to it."
+            )
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from attrs import define, field, frozen
 
 from isentrope.components import make
 from isentrope.config import RolloutConfig
-from isentrope.engines import Engine, Sampling
+from isentrope.engines import Completion, Engine, Sampling
 from isentrope.environments import TextEnv
 from isentrope.episodes import Episode, Message, Status, StopReason
 from isentrope.errors import EngineError
@@ -51,6 +52,8 @@ class RolloutCollector:
     sampling: Sampling
     context: int
     """Tokens that fit into one episode."""
+    version: int = 0
+    """Of the policy that every completion must come from."""
     _idle: list[TextEnv] = field(factory=list, init=False)
 
     async def collect(self, requests: Sequence[Request]) -> list[Episode]:
@@ -60,21 +63,38 @@ class RolloutCollector:
     def close(self) -> None:
         """Close every environment."""
         while self._idle:
-            self._idle.pop().close()
+            with suppress(Exception):  # the run is over, and so is what they could spoil
+                self._idle.pop().close()
 
     async def _run(self, request: Request) -> Episode:
         record = _Record(request)
+        lowest = 0.0
         env = None
         try:
             env = self._idle.pop() if self._idle else make(self.env.id, **self.env.config)
+            lowest = env.reward_range[0]
             await self._play(env, record)
         except EngineError as error:
             record.fail(Status.ENGINE_ERROR, str(error))
-        except Exception:  # an environment is a stranger's code: what it raises is data
+        except (Exception, SystemExit):  # a stranger's code: whatever it raises is data
             record.fail(Status.ENV_ERROR, traceback.format_exc(limit=-8))
         if env is not None:
             self._release(env, clean=record.status is Status.OK)
-        return record.episode()
+        return record.episode(lowest)
+
+    def _check(self, completion: Completion) -> None:
+        if not completion.ids:
+            raise EngineError("The engine returned an empty completion: no token, no stop.")
+        if len(completion.logp) != len(completion.ids):
+            raise EngineError(
+                f"The engine returned {len(completion.logp)} log-probs for {len(completion.ids)} "
+                "tokens."
+            )
+        if completion.version != self.version:
+            raise EngineError(
+                f"The engine sampled with version {completion.version} of the policy, but "
+                f"{self.version} was published."
+            )
 
     def _release(self, env: TextEnv, *, clean: bool) -> None:
         if clean:
@@ -100,8 +120,7 @@ class RolloutCollector:
                     seed=derive(request.sampling_seed, turn),
                 ),
             )
-            if not completion.ids:
-                raise EngineError("The engine returned an empty completion: no token, no stop.")
+            self._check(completion)
             action = record.say(ledger.policy_said(completion))
             if completion.finish_reason == "length":
                 short = room <= self.sampling.max_tokens
@@ -158,7 +177,13 @@ class _Record:
         self.status, self.error, self.stop_reason = status, error, StopReason.FAILED
         self.success = False
 
-    def episode(self) -> Episode:
+    def episode(self, lowest: float) -> Episode:
+        cut = self.stop_reason in (
+            StopReason.CONTEXT,
+            StopReason.MAX_TOKENS,
+            StopReason.MAX_TURNS,
+        )
+        fall = sum(self.rewards) - lowest
         return Episode(
             task=self.request.task,
             seed=self.request.seed,
@@ -166,6 +191,7 @@ class _Record:
             segments=self.ledger.segments() if self.ledger else (),
             messages=tuple(self.messages),
             rewards=tuple(self.rewards),
+            penalty=-fall if cut and 0 < fall < math.inf else 0.0,
             success=self.success,
             stop_reason=self.stop_reason,
             status=self.status,

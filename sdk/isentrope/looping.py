@@ -1,0 +1,20 @@
+"""Running an event loop of our own where one may be running already: in a notebook."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def off_loop(function: Callable[[], T]) -> T:
+    """Call `function`, which runs an event loop: here, or where one is running, in a thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return function()
+    with ThreadPoolExecutor(1, thread_name_prefix="isentrope") as pool:
+        return pool.submit(function).result()

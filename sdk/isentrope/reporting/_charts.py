@@ -1,0 +1,275 @@
+"""Which charts a page has: each only where its numbers exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from attrs import evolve, frozen
+
+from isentrope.reporting import _figures
+from isentrope.reporting._figures import Axis, Figure, Kind, Line
+from isentrope.reporting._history import History
+from isentrope.reporting._scale import SignedLog
+from isentrope.reporting._series import change, evenly, mean, smooth, span_of_ends, window
+from isentrope.reporting._text import number, size_in_percent
+
+_ROWS = 13
+"""Of the table beside a chart."""
+ENTROPY = "Entropy"
+_NATS = "entropy (nats per token)"
+_LEFT_OUT = ("groups_zero", "groups_single", "episodes_failed", "episodes_empty")
+
+
+@frozen
+class Chart:
+    """A figure, what it says in words, and its numbers for those who cannot see it."""
+
+    title: str
+    note: str
+    """What is shown, and in what unit."""
+    caption: str
+    """What came out."""
+    figure: Figure
+    series: tuple[Line, ...]
+
+    @property
+    def wide(self) -> bool:
+        """Whether it gets the page's full width."""
+        return self.title == ENTROPY
+
+    @property
+    def rows(self) -> list[tuple[int, list[str]]]:
+        """Some iterations, evenly chosen, and the value of each series there."""
+        found: list[dict[int, float | None]] = [
+            dict(zip(s.x, s.y, strict=True)) for s in self.series
+        ]
+        places = sorted({x for values in found for x in values})
+        chosen = [places[i] for i in evenly(len(places), _ROWS)]
+        return [(x, [number(values.get(x)) for values in found]) for x in chosen]
+
+
+def of_run(run: History) -> list[Chart]:
+    """Return the charts of one run."""
+    made = [
+        _entropy([run]),
+        _chart("Reward and success", "means over an iteration's episodes", "per episode",
+               _merged(_of(run, {"reward": "reward", "success": "success"})), from_zero=True),
+        _evaluations(run),
+        *(_knob(name, [run]) for name in run.moving_knobs()),
+        _chart("Clipped tokens", "share of an iteration's tokens whose ratio was clipped",
+               "share of tokens", _of(run, _CLIPPED), from_zero=True),
+        _chart("Tokens per episode", "sampled tokens", "tokens",
+               _of(run, {"tokens_per_episode": "tokens"}), from_zero=True),
+        _chart("Turns per episode", "turns that the environment answered", "turns",
+               _of(run, {"turns_per_episode": "turns"}), from_zero=True),
+        _chart("Engine against learner", "difference of their log-probs of the same tokens; "
+               "zero is not drawn", "|difference| (nats)", _of(run, _MISMATCH), scale="log"),
+        _stack("Left out", "groups and episodes that were not learnt from", "count",
+               _of(run, {key: key.replace("_", " ") for key in _LEFT_OUT})),
+        _stack("Why episodes ended", "every episode of an iteration, by its reason", "episodes",
+               _under(run, "stop/")),
+        _chart("Gradient norm", "L2, before clipping; mean over an iteration's steps", "norm",
+               _of(run, {"grad_norm": "gradient norm"}), from_zero=True),
+        _stack("Time", "wall-clock time of an iteration, by phase", "seconds",
+               _under(run, "seconds/")),
+        *(_chart(line.name, "the environment's own number", line.name, [line])
+          for line in _under(run, "env/")),
+    ]  # fmt: skip
+    return [chart for chart in made if chart is not None]
+
+
+_CLIPPED = {"objective/clip_high": "above", "objective/clip_low": "below"}
+_MISMATCH = {"mismatch_mean": "mean", "mismatch_p99": "99th percentile", "mismatch_max": "maximum"}
+
+
+def of_runs(runs: Sequence[History]) -> list[Chart]:
+    """Return the charts of several runs, each run in its colour throughout."""
+    over = _overlaid(runs)
+    made = [
+        _entropy(runs),
+        _chart("Reward", "mean over an iteration's episodes", "reward per episode",
+               over("reward"), from_zero=True),
+        _chart("Success", "share of an iteration's episodes", "share", over("success"),
+               from_zero=True),
+        *(_chart(f"Evaluation: {key.removeprefix('eval/')}", "on held-out tasks", "share",
+                 over(key, kind="sparse"), from_zero=True) for key in _shared_evaluations(runs)),
+        *(_knob(name, runs) for name in _union(run.moving_knobs() for run in runs)),
+        _chart("Clipped above", "share of an iteration's tokens", "share of tokens",
+               over("objective/clip_high"), from_zero=True),
+        _chart("Clipped below", "share of an iteration's tokens", "share of tokens",
+               over("objective/clip_low"), from_zero=True),
+        _chart("Tokens per episode", "sampled tokens", "tokens", over("tokens_per_episode"),
+               from_zero=True),
+        _chart("Turns per episode", "turns that the environment answered", "turns",
+               over("turns_per_episode"), from_zero=True),
+        _chart("Engine against learner", "mean difference of their log-probs of the same tokens",
+               "|difference| (nats)", over("mismatch_mean"), scale="log"),
+        _chart("Groups of equal rewards", "left out: there is nothing to learn from them", "groups",
+               over("groups_zero"), from_zero=True),
+        _chart("Gradient norm", "L2, before clipping; mean over an iteration's steps", "norm",
+               over("grad_norm"), from_zero=True),
+    ]  # fmt: skip
+    return [chart for chart in made if chart is not None]
+
+
+def entropy_in_words(run: History) -> str:
+    """Say how far entropy moved, and whether anything held it."""
+    first, last = run.ends("entropy")
+    if first is None or last is None:
+        return "Entropy was not measured."
+    moved = change(first, last) or 0.0
+    how = "stayed" if abs(moved) < 1 else "fell" if moved < 0 else "rose"
+    size = "" if how == "stayed" else f" by {size_in_percent(moved)}"
+    said = f"Entropy {how}{size}, from {number(first)} to {number(last)} nats per token"
+    return f"{said}; {_aim_in_words(run, last)}."
+
+
+def _aim_in_words(run: History, last: float) -> str:
+    aim = run.ends("entropy_target")[1]
+    off = change(aim, last)
+    if aim is None or off is None:
+        return "it had no target"
+    values = run.values("entropy")
+    paired = zip(smooth(values, window(len(values))), run.values("entropy_target"), strict=True)
+    farthest = max((abs(change(t, v) or 0.0) for v, t in paired), default=0.0)
+    where = "at" if not off else f"{size_in_percent(off)} {'above' if off > 0 else 'below'}"
+    return (
+        f"{where} its target of {number(aim)}, and at most {size_in_percent(farthest)} away from "
+        "it (moving average)"
+    )
+
+
+def _entropy(runs: Sequence[History]) -> Chart | None:
+    over = _overlaid(runs)
+    aim = "entropy_target"
+    targets = [
+        Line(_named(runs, run, "target"), run.iterations, run.values(aim), style, "target")
+        for style, run in enumerate(runs)
+        if aim in run.keys
+    ]
+    measured = over("entropy")
+    named = [f"{run.name}: " if len(runs) > 1 else "" for run in runs]
+    caption = "\n".join(name + entropy_in_words(run) for name, run in zip(named, runs, strict=True))
+    note = "per sampled token, over all usable episodes; the axis need not begin at zero"
+    return _chart(ENTROPY, note, _NATS, [*measured, *targets], least=0.3, caption=caption)
+
+
+def _named(runs: Sequence[History], run: History, what: str) -> str:
+    return what if len(runs) == 1 else f"{run.name} ({what})"
+
+
+def _evaluations(run: History) -> Chart | None:
+    """Draw success and a few pass@k; the environment's reward has another unit."""
+    keys = ["eval/success", *_some(_pass_at(run))]
+    lines = [
+        Line(key.removeprefix("eval/"), *run.points(key), style, "sparse")
+        for style, key in enumerate(k for k in keys if k in run.keys)
+    ]
+    note = "success and pass@k on held-out tasks"
+    return _chart("Evaluations", note, "share of tasks", _merged(lines), from_zero=True)
+
+
+def _pass_at(run: History) -> list[str]:
+    return sorted(run.starting_with("eval/pass@"), key=lambda key: (len(key), key))
+
+
+def _some(keys: Sequence[str]) -> list[str]:
+    return [keys[i] for i in evenly(len(keys), 4)]
+
+
+def _shared_evaluations(runs: Sequence[History]) -> list[str]:
+    """Return success and the largest pass@k that any run has."""
+    passes = sorted(_union(_pass_at(run) for run in runs), key=lambda key: (len(key), key))
+    found = ["eval/success"] if any("eval/success" in run.keys for run in runs) else []
+    return found + passes[-1:]
+
+
+def _knob(name: str, runs: Sequence[History]) -> Chart | None:
+    lines = [
+        Line(name if len(runs) == 1 else run.name, run.iterations, run.values(name), style, "steps")
+        for style, run in enumerate(runs)
+        if name in run.keys
+    ]
+    log = SignedLog.fitting(v for line in lines for v in line.y)
+    note = "its value in each iteration" + ("; logarithmic, through zero" if log else "")
+    return _chart(f"Knob {name}", note, name, lines, scale="signed-log")
+
+
+def _overlaid(runs: Sequence[History]) -> Callable[..., list[Line]]:
+    """Return what draws one metric of every run; a run has the same style in every chart."""
+
+    def over(key: str, *, kind: Kind = "noisy") -> list[Line]:
+        return [
+            Line(key if len(runs) == 1 else run.name, *run.points(key), style, kind)
+            for style, run in enumerate(runs)
+            if key in run.keys
+        ]
+
+    return over
+
+
+def _of(run: History, names: dict[str, str]) -> list[Line]:
+    known = [(key, name) for key, name in names.items() if key in run.keys]
+    return [
+        Line(name, run.iterations, run.values(key), style)
+        for style, (key, name) in enumerate(known)
+    ]
+
+
+def _under(run: History, prefix: str) -> list[Line]:
+    names = {key: key.removeprefix(prefix).replace("_", " ") for key in run.starting_with(prefix)}
+    return _of(run, names)
+
+
+def _chart(
+    title: str,
+    note: str,
+    unit: str,
+    lines: Sequence[Line],
+    *,
+    scale: _figures.Scale = "linear",
+    from_zero: bool = False,
+    least: float = 0.0,
+    caption: str | None = None,
+) -> Chart | None:
+    if all(line.kind == "target" for line in lines):
+        return None
+    figure = _figures.lines(lines, Axis(unit, scale, from_zero, least))
+    said = _in_words(lines) if caption is None else caption
+    return Chart(title, note, said, figure, tuple(lines))
+
+
+def _merged(lines: Sequence[Line]) -> list[Line]:
+    """Draw series that are equal throughout once, under both names: one would hide the other."""
+    merged: list[Line] = []
+    for line in lines:
+        twin = next((i for i, m in enumerate(merged) if (m.x, m.y) == (line.x, line.y)), None)
+        if twin is None:
+            merged.append(line)
+        else:
+            merged[twin] = evolve(merged[twin], name=f"{merged[twin].name} = {line.name}")
+    return merged
+
+
+def _stack(title: str, note: str, unit: str, lines: Sequence[Line]) -> Chart | None:
+    """Stack what is not zero throughout."""
+    lines = [line for line in lines if any(line.y)]
+    if not lines:
+        return None
+    figure = _figures.stack(lines, Axis(unit))
+    return Chart(title, note, _in_words(lines), figure, tuple(lines))
+
+
+def _in_words(lines: Sequence[Line]) -> str:
+    """Say where each series began and ended."""
+    return "; ".join(filter(None, map(_line_in_words, lines)))
+
+
+def _line_in_words(line: Line) -> str:
+    span = span_of_ends(len(line.y)) if line.kind == "noisy" else 1
+    first, last = mean(line.y[:span]), mean(line.y[-span:])
+    return f"{line.name} {number(first)} \u2192 {number(last)}"
+
+
+def _union(lists: Iterable[Iterable[str]]) -> Iterator[str]:
+    return iter(dict.fromkeys(name for names in lists for name in names))
