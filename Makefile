@@ -51,8 +51,6 @@ demo: $(INSTALLED)
 	    $(BIN)/isentrope train examples/arithmetic-$$algorithm.toml \
 	        --set iterations=$(DEMO_ITERATIONS) --out $(DEMO)/$$algorithm | sed "s/^/$$algorithm /" & \
 	done; wait
-	$(BIN)/isentrope report $(DEMO)/grpo
-	$(BIN)/isentrope report $(DEMO)/repo-r
 	$(BIN)/isentrope compare $(DEMO)/grpo $(DEMO)/repo-r --out $(DEMO)/compare.html
 
 clean:

@@ -86,6 +86,7 @@ def train(
         run = isentrope.train(config, resume=resume, on_iteration=view, **overrides)
     metrics = run.metrics
     _console.print(f"Run folder: {run.path}", highlight=False, markup=False)
+    _console.print(f"Report: {isentrope.report(run)}", highlight=False, markup=False)
     if len(metrics) < wanted and not (metrics and metrics[-1]["stopped"]):
         how = f"isentrope train --resume {run.path}"
         _console.print(f"Stopped after {len(metrics)} iterations: {how}", markup=False)

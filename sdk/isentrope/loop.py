@@ -21,6 +21,7 @@ import attrs
 from isentrope.config import TrainConfig, read_config, to_toml
 from isentrope.errors import ConfigError, PluginError, TrainingError
 from isentrope.looping import off_loop
+from isentrope.plugins import registry
 from isentrope.runs import Run, check_free, new_folder
 from isentrope.structuring import unstructure
 
@@ -69,8 +70,9 @@ def train(
     name = Path(config).stem if isinstance(config, (str, Path)) else _name(resolved)
     folder = resolved.out or new_folder(name)
     check_free(folder)
+    origin = registry().origin("environment", resolved.env.id)
     text = _as_text(attrs.evolve(resolved, out=None))  # so that the file can start another run
-    return off_loop(lambda: _train(resolved, lambda: Run.create(folder, text), listener))
+    return off_loop(lambda: _train(resolved, lambda: Run.create(folder, text, origin), listener))
 
 
 def _train(config: TrainConfig, open_run: Callable[[], Run], on_iteration: Listener) -> Run:

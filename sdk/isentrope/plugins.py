@@ -58,6 +58,11 @@ class Registry:
         """Return the usable components of a kind, by id."""
         return {r.id: r.spec for r in self.rows if r.kind == kind and r.state == "ok" and r.spec}
 
+    def origin(self, kind: str, name: str) -> str:
+        """Return the distribution and version that bring a component; for a class, its path."""
+        rows = [r for r in self.rows if (r.kind, r.id, r.state) == (kind, name, "ok")]
+        return rows[0].origin if rows else name
+
     def find(self, kind: str, name: str) -> Spec:
         """Return the component of that kind and id.
 

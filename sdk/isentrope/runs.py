@@ -62,14 +62,21 @@ class Run:
             )
 
     @classmethod
-    def create(cls, path: Path, config: str) -> Run:
+    def create(cls, path: Path, config: str, environment: str) -> Run:
         """Make the folder of a new run and write its configuration, as TOML.
+
+        environment: where its environment came from, with the version.
 
         Raises `ConfigError` where `path` holds something already.
         """
         check_free(path)
         versions = {name: version(name) for name in _PACKAGES}
-        about = {"format": FORMAT, "python": platform.python_version(), "packages": versions}
+        about = {
+            "format": FORMAT,
+            "environment": environment,
+            "python": platform.python_version(),
+            "packages": versions,
+        }
         try:
             path.mkdir(parents=True, exist_ok=True)
             (path / "run.json").write_text(json.dumps(about, indent=1), encoding="utf-8")

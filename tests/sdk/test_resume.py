@@ -55,10 +55,11 @@ def command(tmp_path: Path, *arguments: object) -> list[str]:
     return [sys.executable, "-m", "isentrope", "train", *map(str, arguments or (config,))]
 
 
-def start(tmp_path: Path, **options) -> tuple[subprocess.Popen[str], Path]:
+def start(tmp_path: Path, *settings: str, **options) -> tuple[subprocess.Popen[str], Path]:
     folder = tmp_path / "run"
+    changes = [part for setting in settings for part in ("--set", setting)]
     process = subprocess.Popen(
-        [*command(tmp_path), "--out", str(folder)],
+        [*command(tmp_path), "--out", str(folder), *changes],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
     )  # fmt: skip
     return process, folder
@@ -90,6 +91,19 @@ def test_a_run_killed_anywhere_resumes_to_the_same_end(tmp_path, uninterrupted, 
     process.wait()
     resumed = isentrope.train(resume=folder)
     assert left_behind(uninterrupted) == left_behind(resumed)
+
+
+def test_a_kill_while_a_checkpoint_is_written_resumes_to_the_same_end(
+    tmp_path, uninterrupted
+) -> None:
+    process, folder = start(tmp_path, "checkpoint_every=1")
+    deadline = time.monotonic() + 90
+    while not list(folder.glob("checkpoints/.draft-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert left_behind(uninterrupted) == left_behind(isentrope.train(resume=folder))
 
 
 def test_a_kill_inside_a_checkpoint_leaves_the_one_before(tmp_path, uninterrupted) -> None:
@@ -184,6 +198,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path) -> None:
 def test_a_run_of_another_format_is_refused_with_both_versions(tmp_path) -> None:
     run = isentrope.train(TINY, out=tmp_path / "run", iterations=1)
     about = json.loads((run.path / "run.json").read_text())
+    assert f"isentrope {isentrope.__version__}" == about["environment"]
     about["format"], about["packages"]["isentrope"] = 99, "9.0"
     (run.path / "run.json").write_text(json.dumps(about))
     with pytest.raises(ConfigError, match=r"format 99, written by isentrope 9\.0.*reads format 1"):
