@@ -52,4 +52,4 @@ def test_training_moves_the_knob_by_the_controllers_formula(tmp_path: Path) -> N
     assert 3 == len(set(zeta))
     assert pytest.approx(expected, abs=1e-9) == zeta
     assert any(m["grad_norm"] for m in run.metrics)
-    assert any(m["cispo_capped"] > 0 for m in run.metrics if m["steps"])
+    assert any(m["objective/cispo_capped"] > 0 for m in run.metrics if m["steps"])
