@@ -17,6 +17,7 @@ import tomli_w
 import isentrope
 from isentrope import ConfigError, Run, TrainingError
 from isentrope.seeding import derive
+from tests.conftest import SMALL_MODEL
 
 ITERATIONS = 6
 TINY = {
@@ -25,14 +26,7 @@ TINY = {
     "checkpoint_every": 2,
     "evaluation": {"every": 2, "k": 2, "tasks": 8},
     "algorithm": {"recipe": "repo-r", "minibatch": 16},
-    "model": {
-        "id": "tiny-qwen3",
-        "hidden_size": 32,
-        "layers": 1,
-        "warmup_steps": 150,
-        "warmup_batch": 64,
-        "warmup_lr": 8e-3,
-    },
+    "model": SMALL_MODEL,
     "rollout": {"tasks": 4, "group": 8, "max_tokens": 24},
 }
 
