@@ -90,14 +90,19 @@ def test_a_run_killed_anywhere_resumes_to_the_same_end(tmp_path, uninterrupted, 
 def test_a_kill_while_a_checkpoint_is_written_resumes_to_the_same_end(
     tmp_path, uninterrupted
 ) -> None:
-    process, folder = start(tmp_path, "checkpoint_every=1")
-    deadline = time.monotonic() + 90
-    while not list(folder.glob("checkpoints/.draft-*")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    for attempt in range(5):  # a busy machine may look away from all six checkpoints of a run
+        (tmp_path / str(attempt)).mkdir()
+        process, folder = start(tmp_path / str(attempt), "checkpoint_every=1")
+        while process.poll() is None and not list(folder.glob("checkpoints/.draft-*")):
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if list(folder.glob("checkpoints/.draft-*")):
+            break
+    else:
+        pytest.fail("no checkpoint was caught being written")
     assert left_behind(uninterrupted) == left_behind(isentrope.train(resume=folder))
+    assert all(name.isdigit() for name in os.listdir(folder / "checkpoints"))
 
 
 def test_a_kill_inside_a_checkpoint_leaves_the_one_before(tmp_path, uninterrupted) -> None:

@@ -29,7 +29,7 @@ from isentrope.learner.learner import Learner
 
 KEPT = 2
 """The newest and the one before it, should the newest turn out damaged."""
-_PROGRESS, _SUMS = "progress.json", "sha256.json"
+_PROGRESS, _SUMS, _DRAFT = "progress.json", "sha256.json", ".draft-"
 
 
 @define
@@ -59,7 +59,7 @@ class CheckpointFolder:
         Raises `OSError` where it cannot be written; the ones before stay.
         """
         self.path.mkdir(exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=self.path, prefix=".draft-"))
+        draft = Path(tempfile.mkdtemp(dir=self.path, prefix=_DRAFT))
         try:
             _write(draft, learner, progress)
             target = self.path / f"{progress.iteration:08d}"
@@ -78,6 +78,8 @@ class CheckpointFolder:
 
         Raises `TrainingError` where there are checkpoints, and every one is damaged.
         """
+        for draft in self.path.glob(f"{_DRAFT}*"):
+            shutil.rmtree(draft)  # a kill left it, and nobody else writes here
         damaged = []
         for folder in self._newest_first():
             if problem := _problem(folder):
