@@ -65,8 +65,7 @@ def evaluate(
     policy: a run or its folder, a `ModelConfig`, or the id of one. env: None for the run's own.
     tasks: only the split's first so many. rollout: limits and sampling that differ from the run's.
 
-    Raises `ConfigError` for a wrong name or number, and `TrainingError` never: failed episodes are
-    counted in the result.
+    Raises `ConfigError` for a wrong name or number. Failed episodes are counted in the result.
     """
     import torch
 

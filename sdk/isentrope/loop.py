@@ -65,17 +65,22 @@ def train(
     if resume is not None:
         run = resume if isinstance(resume, Run) else Run(Path(resume))
         resumed = _resumed(run, config, overrides)
-        return off_loop(lambda: _train(resumed, lambda: run, listener))
+        text = _as_text(attrs.evolve(resumed, out=None))
+        return off_loop(lambda: _train(resumed, text, lambda: run, listener))
     resolved = read_config(config, overrides)
     name = Path(config).stem if isinstance(config, (str, Path)) else _name(resolved)
     folder = resolved.out or new_folder(name)
     check_free(folder)
     origin = registry().origin("environment", resolved.env.id)
     text = _as_text(attrs.evolve(resolved, out=None))  # so that the file can start another run
-    return off_loop(lambda: _train(resolved, lambda: Run.create(folder, text, origin), listener))
+    return off_loop(
+        lambda: _train(resolved, text, lambda: Run.create(folder, text, origin), listener)
+    )
 
 
-def _train(config: TrainConfig, open_run: Callable[[], Run], on_iteration: Listener) -> Run:
+def _train(
+    config: TrainConfig, text: str, open_run: Callable[[], Run], on_iteration: Listener
+) -> Run:
     from isentrope.trainer import Trainer
 
     with (
@@ -87,6 +92,7 @@ def _train(config: TrainConfig, open_run: Callable[[], Run], on_iteration: Liste
         try:
             run = open_run()  # after what may fail, so that a failure leaves no folder behind
             with run.locked():
+                run.rewrite_config(text)  # a resumed run may have more iterations to go
                 _iterate(trainer, run, runner, on_iteration, interrupted)
         finally:
             runner.run(trainer.close())
@@ -111,17 +117,20 @@ def _iterate(
     runner.run(trainer.publish())
     if not _ended(config, progress):
         shutil.rmtree(run.policy, ignore_errors=True)  # of an earlier end, now outdated
+    saved = progress.iteration
     while not (_ended(config, progress) or interrupted()):
         metrics, episodes = trainer.iterate(runner)
-        ended = _ended(config, progress)
         metrics["stopped"] = _nothing_to_learn(config, progress)
         metrics |= _evaluation(config, trainer, run, runner)
         with _writing(run, progress.iteration):
             run.record(metrics, episodes)
-            if ended or interrupted() or progress.iteration % config.checkpoint_every == 0:
+            if progress.iteration % config.checkpoint_every == 0:
                 checkpoints.save(trainer.learner, progress)
+                saved = progress.iteration
         on_iteration(metrics)
     with _writing(run, progress.iteration):
+        if saved != progress.iteration:  # ended or interrupted, whenever the signal came
+            checkpoints.save(trainer.learner, progress)
         run.put(run.policy, trainer.save)
 
 
@@ -169,9 +178,7 @@ def _resumed(run: Run, config: object, overrides: Mapping[str, Any]) -> TrainCon
             f"changed; got {given}. To begin another run from its policy, leave out `resume` and "
             'set model = {id = "pretrained", path = ".../policy"}.'
         )
-    resumed = read_config(run.path / "config.toml", overrides)
-    run.rewrite_config(_as_text(attrs.evolve(resumed, out=None)))
-    return resumed
+    return read_config(run.path / "config.toml", overrides)
 
 
 def _name(config: TrainConfig) -> str:

@@ -192,6 +192,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path) -> None:
     with run.locked(), pytest.raises(ConfigError, match="Another process is training"):
         isentrope.train(resume=run, iterations=2)
     assert 1 == len(run.metrics)
+    assert 1 == run.config.iterations  # the other process's configuration was left alone
 
 
 def test_a_run_of_another_format_is_refused_with_both_versions(tmp_path) -> None:
