@@ -42,3 +42,13 @@ class GroupNormalized(AdvantageEstimator):
         """Return advantages [G]."""
         del episodes
         return (rewards - rewards.mean()) / (rewards.std(correction=self.correction) + self.eps)
+
+
+@frozen(kw_only=True)
+class GroupCentered(AdvantageEstimator):
+    """Each reward against the group's mean: ``A_i = R_i - mean R``. Dr. GRPO (Liu et al. 2025)."""
+
+    def __call__(self, rewards: Tensor, episodes: Sequence[Episode]) -> Tensor:
+        """Return advantages [G]."""
+        del episodes
+        return rewards - rewards.mean()

@@ -21,10 +21,28 @@ def isentrope_objectives() -> list[ComponentSpec]:
             "Reward against the group's mean, in standard deviations (GRPO)",
         ),
         ComponentSpec(
+            "advantage",
+            "group-centered",
+            f"{here}.advantages:GroupCentered",
+            "Reward against the group's mean (Dr. GRPO)",
+        ),
+        ComponentSpec(
             "transform",
             "repo-r",
             f"{here}.transforms:RepoR",
             "Rescales advantages by surprise, to raise or lower entropy (REPO-R)",
+        ),
+        ComponentSpec(
+            "transform",
+            "repo-d",
+            f"{here}.transforms:RepoD",
+            "Takes the token's surprise from its advantage: an entropy bonus in effect (REPO-D)",
+        ),
+        ComponentSpec(
+            "transform",
+            "decorrelate",
+            f"{here}.transforms:Decorrelate",
+            "REPO-D with the coefficient at which entropy stays, to first order",
         ),
         ComponentSpec(
             "objective",
@@ -39,15 +57,33 @@ def isentrope_objectives() -> list[ComponentSpec]:
             "PPO's clipped surrogate, symmetric or not (GRPO, LOOP, DAPO)",
         ),
         ComponentSpec(
-            "recipe", "rloo", f"{here}.recipes:rloo", "Leave-one-out REINFORCE, on-policy"
+            "objective",
+            "sequence-clipped",
+            f"{here}.surrogates:SequenceClipped",
+            "The clip on the ratio of whole episodes (GSPO)",
         ),
         ComponentSpec(
-            "recipe", "grpo", f"{here}.recipes:grpo", "Group-normalised, symmetric clip, 2 epochs"
+            "objective",
+            "entropy-bonus",
+            f"{here}.surrogates:EntropyBonus",
+            "A bonus for exact entropy, to be added as a regularizer",
         ),
-        ComponentSpec(
-            "recipe",
-            "repo-r",
-            f"{here}.recipes:repo_r",
-            "GRPO + REPO-R under a bidirectional entropy ladder",
+        *(
+            ComponentSpec("recipe", name, f"{here}.recipes:{name.replace('-', '_')}", summary)
+            for name, summary in _RECIPES.items()
         ),
     ]
+
+
+_RECIPES = {
+    "rloo": "Leave-one-out REINFORCE, on-policy",
+    "grpo": "Group-normalised, symmetric clip, 2 epochs",
+    "dr-grpo": "GRPO without dividing by deviation and length",
+    "loop": "GRPO with leave-one-out advantages",
+    "dapo": "LOOP with a higher upper clip",
+    "gspo": "LOOP with the clip on whole episodes' ratios",
+    "adapo": "DAPO whose upper clip moves to hold entropy",
+    "grpo-bonus": "GRPO + entropy bonus under an entropy ladder",
+    "repo-r": "REPO-R under an entropy ladder, on GRPO or another recipe",
+    "repo-d": "REPO-D under an entropy ladder, on GRPO or another recipe",
+}

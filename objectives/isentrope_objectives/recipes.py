@@ -1,13 +1,17 @@
-"""The paper's algorithms as compositions. What differs between two recipes is what you see."""
+"""The paper's algorithms as compositions. What differs between two recipes is what you see.
+
+Constants are the paper's, where it prints them (section 6, C.3); the ranges of zeta are at second
+hand, and those of ADAPO and of the bonus are ours (docs/algorithms/).
+"""
 
 from __future__ import annotations
 
 import attrs
 
-from isentrope import Algorithm, component
-from isentrope_objectives.advantages import GroupNormalized, LeaveOneOut
-from isentrope_objectives.surrogates import Clipped, Reinforce
-from isentrope_objectives.transforms import RepoR
+from isentrope import Algorithm, component, recipe
+from isentrope_objectives.advantages import GroupCentered, GroupNormalized, LeaveOneOut
+from isentrope_objectives.surrogates import Clipped, EntropyBonus, Reinforce, SequenceClipped
+from isentrope_objectives.transforms import RepoD, RepoR
 
 
 def rloo() -> Algorithm:
@@ -25,7 +29,63 @@ def grpo() -> Algorithm:
     )
 
 
-def repo_r() -> Algorithm:
-    """GRPO with REPO-R, whose zeta a bidirectional ladder moves to hold the first entropy."""
+def dr_grpo(norm_length: int = 1024) -> Algorithm:
+    """GRPO without its two divisions: by the group's deviation, and by each episode's length.
+
+    norm_length: tokens, a constant, that every episode's sum is divided by instead; a scale only.
+    """
+    return attrs.evolve(
+        grpo(),
+        advantage=GroupCentered(),
+        aggregation="seq-mean-token-sum-norm",
+        norm_length=norm_length,
+    )
+
+
+def loop() -> Algorithm:
+    """GRPO with RLOO's advantages: leave-one-out, not divided by a deviation."""
+    return attrs.evolve(grpo(), advantage=LeaveOneOut())
+
+
+def dapo() -> Algorithm:
+    """LOOP with room upwards: a ratio may rise further than it may fall."""
+    return attrs.evolve(loop(), objective=Clipped(eps_low=0.2, eps_high=0.28))
+
+
+def gspo() -> Algorithm:
+    """DAPO with the ratio, and its clip, of whole episodes in place of tokens."""
+    return attrs.evolve(loop(), objective=SequenceClipped(eps_low=3e-4, eps_high=4e-4))
+
+
+def adapo() -> Algorithm:
+    """DAPO whose upper bound moves to hold the first entropy."""
+    controller = component(
+        "controller", "entropy-scale", knob="objective.eps_high", low=0.1, high=1.0
+    )
+    return attrs.evolve(dapo(), controllers=[controller])
+
+
+def grpo_bonus() -> Algorithm:
+    """GRPO with an entropy bonus whose weight a ladder moves to hold the first entropy."""
+    ladder = component(
+        "controller", "entropy-ladder", knob="entropy_bonus.coef", low=1e-4, high=0.1
+    )
+    return attrs.evolve(grpo(), regularizers=[EntropyBonus(coef=1e-4)], controllers=[ladder])
+
+
+def repo_r(on: str = "grpo") -> Algorithm:
+    """REPO-R, whose zeta a ladder moves to hold the first entropy.
+
+    on: the recipe that it transforms the advantages of.
+    """
     ladder = component("controller", "entropy-ladder", knob="repo_r.zeta", low=1e-4, high=0.05)
-    return attrs.evolve(grpo(), transforms=[RepoR(zeta=1e-4)], controllers=[ladder])
+    return attrs.evolve(recipe(on), transforms=[RepoR(zeta=1e-4)], controllers=[ladder])
+
+
+def repo_d(on: str = "grpo") -> Algorithm:
+    """REPO-D, whose zeta a ladder moves to hold the first entropy.
+
+    on: the recipe that it transforms the advantages of.
+    """
+    ladder = component("controller", "entropy-ladder", knob="repo_d.zeta", low=1e-3, high=10.0)
+    return attrs.evolve(recipe(on), transforms=[RepoD(zeta=1e-3)], controllers=[ladder])

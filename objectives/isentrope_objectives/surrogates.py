@@ -40,14 +40,75 @@ class Clipped(Objective):
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         """Return the loss per token [T]."""
-        ratio = batch.ratio
-        clipped = ratio.clamp(1 - self.eps_low, 1 + self.eps_high)
-        return -(ratio * batch.advantage).minimum(clipped * batch.advantage)
+        return -_smaller(batch.ratio, batch.advantage, self.eps_low, self.eps_high)
 
     def diagnostics(self, batch: TokenBatch) -> Mapping[str, Tensor]:
-        """Return where the bound took the gradient away: above for A > 0, below for A < 0."""
-        ratio = batch.ratio
-        return {
-            "clip_high": (ratio > 1 + self.eps_high) & (batch.advantage > 0),
-            "clip_low": (ratio < 1 - self.eps_low) & (batch.advantage < 0),
-        }
+        """Return where a ratio left the bounds, and whether that took its gradient away."""
+        return _outside(batch.ratio, batch.advantage, self.eps_low, self.eps_high)
+
+
+@frozen(kw_only=True)
+class SequenceClipped(Objective):
+    """GSPO: the clip on the ratio of a whole episode, its length taken out (Zheng et al. 2025).
+
+    ``s = exp(mean_t(logp - old_logp))`` over an episode's sampled tokens, of all its turns. Each
+    token carries ``sg(s) * exp(logp - sg(logp))``, with `sg` the stop-gradient: the value of s, and
+    the gradient of its own log-prob, so that advantages may differ from token to token (GSPO-token,
+    eq. 14). Bounds are those of a mean: a hundred times tighter than a token's.
+    """
+
+    eps_low: float = knob(3e-4, low=0.0, high=1.0)
+    eps_high: float = knob(4e-4, low=0.0, high=10.0)
+
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        """Return the loss per token [T]."""
+        own = (batch.logp - batch.logp.detach()).exp()  # 1, with the gradient of logp
+        return -_smaller(self._ratio(batch) * own, batch.advantage, self.eps_low, self.eps_high)
+
+    def diagnostics(self, batch: TokenBatch) -> Mapping[str, Tensor]:
+        """Return where an episode's ratio left the bounds, for each of its tokens."""
+        return _outside(self._ratio(batch), batch.advantage, self.eps_low, self.eps_high)
+
+    def _ratio(self, batch: TokenBatch) -> Tensor:
+        return batch.sequence_mean(batch.logp.detach() - batch.old_logp).exp()
+
+
+@frozen(kw_only=True)
+class EntropyBonus(Objective):
+    """``-coef * H``, H the exact entropy of each sampled position's full distribution.
+
+    To be added to another objective, as a regularizer. With coef < 0 it is a penalty.
+    """
+
+    uses_ratio: ClassVar[bool] = False
+    keeps_zero_groups: ClassVar[bool] = True
+    needs = frozenset({"entropy"})
+
+    coef: float = knob(1e-3, low=-10.0, high=10.0)
+
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        """Return the loss per token [T]."""
+        assert batch.entropy is not None  # it is needed
+        return -self.coef * batch.entropy
+
+
+def _smaller(ratio: Tensor, advantage: Tensor, eps_low: float, eps_high: float) -> Tensor:
+    """``min(r * A, clip(r) * A)``: what PPO maximises, the pessimistic one of the two."""
+    clipped = ratio.clamp(1 - eps_low, 1 + eps_high)
+    return (ratio * advantage).minimum(clipped * advantage)
+
+
+def _outside(
+    ratio: Tensor, advantage: Tensor, eps_low: float, eps_high: float
+) -> Mapping[str, Tensor]:
+    """Where the bounds took the gradient away, and where a ratio outside them kept it.
+
+    It is lost where the advantage pushes further out, and kept where it pulls back.
+    """
+    above, below = ratio > 1 + eps_high, ratio < 1 - eps_low
+    return {
+        "clip_high": above & (advantage > 0),
+        "clip_low": below & (advantage < 0),
+        "kept_high": above & (advantage < 0),
+        "kept_low": below & (advantage > 0),
+    }

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from isentrope import diagnostics as diagnostics
     from isentrope import testing as testing
     from isentrope.algorithms import Aggregation as Aggregation
     from isentrope.algorithms import Algorithm as Algorithm
@@ -65,6 +66,9 @@ if TYPE_CHECKING:
     from isentrope.specs import ComponentSpec as ComponentSpec
     from isentrope.specs import EnvRef as EnvRef
     from isentrope.specs import EnvSpec as EnvSpec
+    from isentrope.targets import EntropyTarget as EntropyTarget
+    from isentrope.targets import Schedule as Schedule
+    from isentrope.targets import entropy_target as entropy_target
 
 _HOME = {
     "algorithms": "Aggregation Algorithm AlgorithmState",
@@ -85,10 +89,13 @@ _HOME = {
     "rollout.ledger": "TokenLedger",
     "runs": "Run",
     "specs": "ComponentSpec EnvRef EnvSpec",
+    "targets": "EntropyTarget Schedule entropy_target",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 
-__all__ = sorted([*_MODULE_OF, "__version__", "testing"])
+_MODULES = ("diagnostics", "testing")
+
+__all__ = sorted([*_MODULE_OF, *_MODULES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
@@ -96,8 +103,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("isentrope")
-    if name == "testing":
-        return importlib.import_module("isentrope.testing")
+    if name in _MODULES:
+        return importlib.import_module(f"isentrope.{name}")
     try:
         module = importlib.import_module(f"isentrope.{_MODULE_OF[name]}")
     except KeyError:

@@ -44,6 +44,9 @@ class AlgorithmState:
     memory: dict[str, dict[str, Any]] = field(factory=dict)
     """What each controller remembers, by slot."""
     initial_entropy: float | None = None
+    """H_0 by the sampled estimator, nats per token."""
+    initial_exact_entropy: float | None = None
+    """H_0 by the exact one, where it is measured."""
 
 
 _C = TypeVar("_C")
@@ -68,6 +71,12 @@ class Algorithm:
         validator=validators.deep_iterable(instance_of(AdvantageTransform)),
     )
     """Applied in order."""
+    regularizers: tuple[Objective, ...] = field(
+        default=(),
+        converter=_sequence_of,
+        validator=validators.deep_iterable(instance_of(Objective)),
+    )
+    """Losses added to the objective's, token by token: an entropy bonus, a penalty."""
     controllers: tuple[Controller, ...] = field(
         default=(),
         converter=_sequence_of,
@@ -92,12 +101,12 @@ class Algorithm:
     def slots(self) -> dict[str, Part]:
         """Return every part by the name that knob paths and overrides use.
 
-        ``advantage``, ``objective``, and for transforms and controllers their class names in
-        snake case (``repo_r``, ``entropy_ladder``; a second of the same class, ``repo_r_2``). In
-        the order of the algorithm's fields.
+        ``advantage``, ``objective``, and for transforms, regularizers and controllers their class
+        names in snake case (``repo_r``, ``entropy_ladder``; a second of the same class,
+        ``repo_r_2``). In the order of the algorithm's fields.
         """
         slots: dict[str, Part] = {"advantage": self.advantage, "objective": self.objective}
-        named: tuple[Part, ...] = (*self.transforms, *self.controllers)
+        named: tuple[Part, ...] = (*self.transforms, *self.regularizers, *self.controllers)
         for part in named:
             name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(part).__name__).lower()
             numbered = (f"{name}_{number}" for number in count(2))
@@ -161,6 +170,16 @@ class Algorithm:
         return frozenset().union(*(c.needs for c in self._components()))
 
     @property
+    def needs_of_experience(self) -> frozenset[str]:
+        """The same, and what its controllers need, of the policy that the iteration began with."""
+        return self.needs.union(*(c.needs for c in self.controllers))
+
+    @property
+    def uses_ratio(self) -> bool:
+        """Whether its loss uses importance ratios."""
+        return any(o.uses_ratio for o in (self.objective, *self.regularizers))
+
+    @property
     def keeps_zero_groups(self) -> bool:
         """Whether groups with equal rewards still carry gradient."""
         return any(c.keeps_zero_groups for c in self._components())
@@ -174,12 +193,22 @@ class Algorithm:
         yield self.advantage
         yield self.objective
         yield from self.transforms
+        yield from self.regularizers
 
     def _map(self, change: Any) -> Algorithm:
-        slots = list(self.slots().items())[: 2 + len(self.transforms)]  # without controllers
-        advantage, objective, *transforms = (change(slot, part) for slot, part in slots)
+        components = [
+            change(slot, part)
+            for slot, part in self.slots().items()
+            if not isinstance(part, Controller)
+        ]
+        advantage, objective, *others = components
+        split = len(self.transforms)
         return attrs.evolve(
-            self, advantage=advantage, objective=objective, transforms=tuple(transforms)
+            self,
+            advantage=advantage,
+            objective=objective,
+            transforms=others[:split],
+            regularizers=others[split:],
         )
 
     def _check_aggregation(self) -> None:
@@ -193,15 +222,17 @@ class Algorithm:
             )
 
     def _check_parts(self) -> None:
-        for part in self._components():
+        parts: tuple[Part, ...] = (*self._components(), *self.controllers)
+        for part in parts:
             for need in part.needs - NEEDS:
                 raise UnknownNameError(f"{type(part).__name__}.needs:", need, NEEDS)
-        if self.objective.on_policy and (self.epochs > 1 or self.minibatch is not None):
-            raise ConfigError(
-                f"{type(self.objective).__name__} is right only for the policy that sampled: use "
-                f"epochs=1 and minibatch=None (got epochs={self.epochs}, "
-                f"minibatch={self.minibatch}), or an objective with importance ratios."
-            )
+        for loss in (self.objective, *self.regularizers):
+            if loss.on_policy and (self.epochs > 1 or self.minibatch is not None):
+                raise ConfigError(
+                    f"{type(loss).__name__} is right only for the policy that sampled: use "
+                    f"epochs=1 and minibatch=None (got epochs={self.epochs}, "
+                    f"minibatch={self.minibatch}), or an objective with importance ratios."
+                )
 
     def _check_controllers(self) -> None:
         knobs, moved_by = self.knobs(), dict[str, str]()

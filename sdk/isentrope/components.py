@@ -8,7 +8,7 @@ looked up among the plugins, the other keys fill the class's fields. An id may a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -32,6 +32,7 @@ from isentrope.structuring import (
     structure_field,
     unstructure,
 )
+from isentrope.targets import EntropyTarget, Schedule
 
 TYPE_OF: dict[str, type] = {
     "advantage": parts.AdvantageEstimator,
@@ -84,17 +85,20 @@ def make(env_id: str, **config: Any) -> TextEnv:
 def recipe(name: str, **overrides: Any) -> Algorithm:
     """Return a named algorithm, with changes.
 
-    overrides: fields of `Algorithm` (``epochs=2``, ``objective=...``), or slots with changed fields
-    (``objective={"eps_high": 0.28}``, ``repo_r={"zeta": 0.01}``).
+    overrides: the recipe's own parameters (``on="dapo"``), fields of `Algorithm` (``epochs=2``,
+    ``objective=...``), or slots with changed fields (``objective={"eps_high": 0.28}``,
+    ``repo_r={"zeta": 0.01}``).
 
     Raises `UnknownNameError` for a recipe, slot or field that does not exist, and `ConfigError` for
     a value that cannot be.
     """
     spec = registry().find("recipe", name)
-    made = _import(spec.entry_point, f"recipe {name!r}")()
+    compose = _import(spec.entry_point, f"recipe {name!r}")
+    parameters = inspect.signature(compose).parameters
+    made = compose(**{key: overrides.pop(key) for key in parameters if key in overrides})
     if not isinstance(made, Algorithm):
         raise PluginError(f"Recipe {name!r} returned a {type(made).__name__}, not an Algorithm.")
-    return _override(made, overrides)
+    return _override(made, overrides, also=parameters)
 
 
 def component(kind: Kind, name: str, **fields: Any) -> Any:
@@ -126,8 +130,10 @@ def _import(entry_point: str, what: str) -> Any:
         raise PluginError(f"The {what} ({entry_point}) failed to import: {reason}.") from error
 
 
-def _override(algorithm: Algorithm, overrides: Mapping[str, Any]) -> Algorithm:
-    """Apply field and slot overrides to a composition."""
+def _override(
+    algorithm: Algorithm, overrides: Mapping[str, Any], also: Iterable[str] = ()
+) -> Algorithm:
+    """Apply field and slot overrides to a composition; `also` names other keys that there are."""
     slots, own = algorithm.slots(), fields(Algorithm)
     changed: dict[str, Any] = {}
     for key, value in overrides.items():
@@ -137,9 +143,9 @@ def _override(algorithm: Algorithm, overrides: Mapping[str, Any]) -> Algorithm:
         elif key in own:
             changed[key] = structure_field(own[key], value)
         else:
-            raise UnknownNameError("Key", key, {**own, **slots})
+            raise UnknownNameError("Key", key, [*own, *slots, *also])
     names = iter(list(slots)[2:])  # without advantage and objective
-    for name in ("transforms", "controllers"):  # in the order of slots
+    for name in ("transforms", "regularizers", "controllers"):  # in the order of slots
         of_name = [next(names) for _ in getattr(algorithm, name)]
         if name not in changed:
             changed[name] = [changed.pop(slot, slots[slot]) for slot in of_name]
@@ -232,6 +238,10 @@ def _read_env(value: Any) -> EnvRef:
     return EnvRef(table.pop("id"), table)
 
 
+def _read_target(value: Any) -> EntropyTarget:
+    return build(EntropyTarget, value) if isinstance(value, Mapping) else EntropyTarget.read(value)
+
+
 def _table(value: Any, what: str) -> dict[str, Any]:
     table = {"id": value} if isinstance(value, str) else value
     if not isinstance(table, Mapping) or not isinstance(table.get("id"), str):
@@ -243,5 +253,8 @@ for _kind, _type in TYPE_OF.items():
     register_reader(_type, _reader(_kind, _type))
 register_writer(_is_component, _write)
 register_reader(Algorithm, _read_algorithm)
+register_reader(Schedule, Schedule.read)
+register_writer(lambda cls: cls is Schedule, Schedule.plain)
+register_reader(EntropyTarget, _read_target)
 register_reader(EnvRef, _read_env)
 register_writer(lambda cls: cls is EnvRef, lambda ref: {"id": ref.id, **ref.config})

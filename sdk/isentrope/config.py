@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import attrs
 import tomli_w
@@ -23,6 +23,7 @@ from isentrope.validation import real, whole
 
 _DEFAULT_IDS = {"model": "tiny-qwen3", "engine": "transformers"}
 """Ids, looked up among the plugins like any other."""
+Head = Literal["chunked", "cut-cross-entropy"]
 _one_or_more = whole(1)
 _positive = real(above=0)
 
@@ -78,10 +79,12 @@ class RolloutConfig:
 
 @frozen(kw_only=True)
 class LoraConfig:
-    """Train low-rank adapters (PEFT) on every linear layer but the head, not the full weights."""
+    """Train low-rank adapters (PEFT) on every linear layer, not the full weights."""
 
     r: int = field(default=16, validator=_one_or_more)
     alpha: float = field(default=32.0, validator=_positive)
+    head: bool = False
+    """Also adapt the output layer, unless it is the embedding too."""
 
 
 @frozen(kw_only=True)
@@ -95,8 +98,19 @@ class LearnerConfig:
     """Gradients are scaled down to this L2 norm."""
     lora: LoraConfig | None = None
     """None: train the full weights."""
+    head: Head = field(default="chunked")
+    """How log-probs come from hidden states: Isentrope's own way, or cut-cross-entropy's, which
+    knows no entropy and whose softmax gradient is not exact (package extra ``gpu``)."""
     micro_batch_tokens: int = field(default=4096, validator=_one_or_more)
     """Tokens (padding included) per forward pass; changes memory and speed, never the gradient."""
+    probe: int = field(default=32, validator=whole(0))
+    """Episodes of each iteration whose exact entropy is measured before and after the update, on
+    the same tokens, beside the change that theory predicts. 0: none."""
+
+    @head.validator
+    def _check_head(self, _: attrs.Attribute[Any], value: str) -> None:
+        if value not in get_args(Head):
+            raise UnknownNameError("LearnerConfig.head:", value, get_args(Head))
 
     @betas.validator
     def _check_betas(self, _: attrs.Attribute[Any], value: object) -> None:
@@ -157,9 +171,7 @@ class TrainConfig:
 
     def __attrs_post_init__(self) -> None:
         """Check what only the whole can tell."""
-        if self.algorithm.objective.uses_ratio and (
-            self.rollout.top_p < 1 or self.rollout.top_k > 0
-        ):
+        if self.algorithm.uses_ratio and (self.rollout.top_p < 1 or self.rollout.top_k > 0):
             raise ConfigError(
                 f"{type(self.algorithm.objective).__name__} uses importance ratios, which sampling "
                 f"with top_p={self.rollout.top_p:g}, top_k={self.rollout.top_k} falsifies (the "

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from isentrope.episodes import Episode
 
-NEEDS = frozenset({"entropy"})
-"""What a part may ask the learner to compute beyond log-probs."""
+NEEDS = frozenset({"entropy", "entropy_response"})
+"""What a part may ask the learner to compute beyond log-probs: fields of `TokenBatch`."""
 
 
 @frozen
@@ -64,6 +64,10 @@ class TokenBatch:
     entropy: Tensor | None = None
     """[T] float32, nats, with gradient: exact entropy of each token's full distribution; None
     unless a part of the algorithm declares ``needs = {"entropy"}``."""
+    entropy_response: Tensor | None = None
+    """[T] float32: how `entropy` changes, to first order, for a unit of advantage on the sampled
+    token: ``-(pi * L - sum_a pi_a^2 L_a)`` with ``L = log pi + H``, by a unit step in the logits
+    (paper, Cor. 2). None unless a part of the algorithm declares it in `needs`."""
 
     @property
     def ratio(self) -> Tensor:
@@ -110,8 +114,14 @@ def knob(default: float, *, low: float, high: float) -> Any:
 class Component(ABC):
     """What the parts of an algorithm have in common."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """What the learner must compute for this part: a subset of `NEEDS`."""
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the learner must compute for this part: a subset of `NEEDS`.
+
+        A class attribute does: ``needs = frozenset({"entropy"})``.
+        """
+        return frozenset()
+
     keeps_zero_groups: ClassVar[bool] = False
     """True where groups whose rewards are all equal still carry gradient through this part; they
     are then not filtered out."""
@@ -121,8 +131,9 @@ class Component(ABC):
 
         Called once per minibatch, before it is split into micro-batches: statistics over the
         minibatch (a mean, a quantile) belong here, so that the split changes nothing. In
-        `minibatch`, `logp` is the same as `old_logp` and carries no gradient, `advantage` is the
-        estimator's, and `entropy` is None.
+        `minibatch`, everything is of the policy that the iteration began with and carries no
+        gradient: `logp` is `old_logp`, `advantage` is the estimator's, and what the part `needs`
+        is there.
         """
         del minibatch
         return self
@@ -177,6 +188,11 @@ class Statistics:
     """Mean of -log pi over the sampled tokens, nats per token (the sampled estimator, H_k)."""
     initial_entropy: float
     """The same in the first iteration (H_0)."""
+    exact_entropy: float | None = None
+    """Mean entropy of the full distributions over the same tokens, nats per token; None unless a
+    part or a controller ``needs`` it."""
+    initial_exact_entropy: float | None = None
+    """The same in the first iteration."""
     reward: float
     success: float
     """Share of episodes that succeeded."""
@@ -188,6 +204,11 @@ class Controller(ABC):
     A controller holds no state of its own: knobs are in `AlgorithmState`, and whatever else it must
     remember goes into `memory`, which is checkpointed with them.
     """
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What must be measured of the experience: ``{"entropy"}`` for `exact_entropy`."""
+        return frozenset()
 
     @property
     @abstractmethod

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from attrs import define
-from torch import Tensor
 
 from isentrope.algorithms import Algorithm
 from isentrope.components import make
@@ -27,9 +26,12 @@ from isentrope.errors import TrainingError
 from isentrope.evaluation import requests, summarize
 from isentrope.learner.checkpoints import Progress
 from isentrope.learner.experience import Experience, experience, usable
+from isentrope.learner.head import TokenScores
 from isentrope.learner.learner import Learner, StepReport
 from isentrope.learner.metrics import Clock, learning_metrics, rollout_metrics
+from isentrope.learner.packing import concatenate
 from isentrope.learner.policy import Policy
+from isentrope.learner.probe import Probe
 from isentrope.models import LanguageModel
 from isentrope.parts import Statistics
 from isentrope.rollout.chat import ChatTemplate
@@ -70,7 +72,7 @@ class Trainer:
         tasks = _tasks(config.env, config.rollout.split)
         learner = Learner(policy, config.learner)
         state = config.algorithm.initial_state()
-        state.initial_entropy = config.initial_entropy
+        state.initial_entropy = state.initial_exact_entropy = config.initial_entropy
         progress = Progress(state)
         return cls(config, model, learner, engine, collector, tasks, progress)
 
@@ -116,22 +118,26 @@ class Trainer:
         clock.lap("rollout")
         good = usable(episodes)
         _check_usable(episodes, good, self.config.rollout.max_failure_rate, self.collector.context)
-        old_logp = self.learner.log_probs(good)
+        scores = self.learner.scores(good, configured.needs_of_experience)
         clock.lap("recompute")
-        statistics = self._statistics(good, old_logp)
+        statistics = self._statistics(good, scores)
         configured.control(statistics, progress.state)
         algorithm = configured.at(progress.state.knobs)
         failed = sum(e.status is not Status.OK for e in episodes)
         learnt = experience(
             good,
-            old_logp,
+            scores,
             algorithm.advantage,
             failed=failed,
             empty=len(episodes) - failed - len(good),
             keep_zero_groups=algorithm.keeps_zero_groups,
         )
+        probe = Probe.take(self.learner, algorithm, learnt.trajectories, self.config.learner.probe)
+        clock.lap("probe")
         reports = self._learn(algorithm, learnt)
         clock.lap("learn")
+        probed = {} if probe is None else probe.metrics(self.learner)
+        clock.lap("probe")
         learnt_something = not all(report.skipped for report in reports)
         if learnt_something:
             progress.version += 1
@@ -144,10 +150,12 @@ class Trainer:
             "reward": statistics.reward,
             "success": statistics.success,
             "entropy": statistics.entropy,
+            "entropy_exact": statistics.exact_entropy,
             "entropy_target": algorithm.target_entropy(statistics),
             **progress.state.knobs,
-            **rollout_metrics(episodes, good, old_logp),
+            **rollout_metrics(episodes, good, scores),
             **learning_metrics(learnt, reports),
+            **probed,
             **clock.seconds,
         }, episodes
 
@@ -170,10 +178,11 @@ class Trainer:
             for rollout in range(self.config.rollout.group)
         ]
 
-    def _statistics(self, episodes: Sequence[Episode], logp: Sequence[Tensor]) -> Statistics:
+    def _statistics(self, episodes: Sequence[Episode], scores: Sequence[TokenScores]) -> Statistics:
         """Measure the experience, before anything is filtered out of it."""
-        tokens = sum(x.numel() for x in logp)
-        entropy = -sum(float(x.double().sum()) for x in logp) / tokens
+        measured = concatenate(scores)
+        entropy = -float(measured.logp.double().mean())
+        exact = None if measured.entropy is None else float(measured.entropy.double().mean())
         if not math.isfinite(entropy):
             raise TrainingError(
                 f"Iteration {self.progress.iteration}: the policy's log-probs are not finite, so "
@@ -182,10 +191,14 @@ class Trainer:
         state = self.progress.state
         if state.initial_entropy is None:
             state.initial_entropy = entropy
+        if state.initial_exact_entropy is None:
+            state.initial_exact_entropy = exact
         return Statistics(
             iteration=self.progress.iteration,
             entropy=entropy,
             initial_entropy=state.initial_entropy,
+            exact_entropy=exact,
+            initial_exact_entropy=state.initial_exact_entropy,
             reward=float(np.mean([e.reward for e in episodes])),
             success=float(np.mean([e.success for e in episodes])),
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 from attrs import Attribute
 
@@ -40,16 +40,15 @@ def real(
         wanted += f", at most {high:g}"
 
     def check(instance: object, attribute: Attribute[Any], value: object) -> None:
-        if (
-            not isinstance(value, (int, float))
-            or isinstance(value, bool)
-            or not math.isfinite(value)
-            or not low <= value <= high
-            or (above is not None and value <= above)
-        ):
+        if not is_real(value) or not low <= value <= high or (above is not None and value <= above):
             _refuse(instance, attribute, wanted, value)
 
     return check
+
+
+def is_real(value: object) -> TypeGuard[int | float]:
+    """Say whether something is a finite number, and no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def instance_of(kind: type) -> Validator:

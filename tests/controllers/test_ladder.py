@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isentrope import ConfigError, Knob, Statistics, component, recipe
-from isentrope_controllers.ladder import EntropyLadder
+from isentrope_controllers.entropy import EntropyLadder
 
 KNOB = "repo_r.zeta"
 
@@ -200,7 +200,7 @@ def test_a_ladder_that_cannot_be_is_refused(
     values: dict[str, float], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        EntropyLadder(knob=KNOB, **values)
+        EntropyLadder(**{"knob": KNOB, "low": 1e-4, "high": 0.05, **values})
 
 
 def test_a_ladder_that_reaches_beyond_its_knobs_bounds_is_refused_when_composed() -> None:
@@ -215,12 +215,15 @@ def test_a_ladder_that_reaches_beyond_its_knobs_bounds_is_refused_when_composed(
 
 def test_a_ladder_needs_a_knob_with_two_signs() -> None:
     with pytest.raises(ConfigError, match=r"'objective\.eps_high' within \[-0\.05, 0\.05\]"):
-        recipe("grpo", controllers=[EntropyLadder(knob="objective.eps_high")])
+        recipe("grpo", controllers=[EntropyLadder(knob="objective.eps_high", low=1e-4, high=0.05)])
 
 
 def test_two_ladders_may_hold_two_knobs() -> None:
     transforms = [component("transform", "repo-r"), component("transform", "repo-r")]
-    ladders = [EntropyLadder(knob=KNOB), EntropyLadder(knob="repo_r_2.zeta", target=0.25)]
+    ladders = [
+        EntropyLadder(knob=KNOB, low=1e-4, high=0.05),
+        EntropyLadder(knob="repo_r_2.zeta", low=1e-4, high=0.05, target=0.25),
+    ]
     algorithm = recipe("repo-r", transforms=transforms, controllers=ladders)
     state = algorithm.initial_state()
     algorithm.control(UP, state)
@@ -229,6 +232,6 @@ def test_two_ladders_may_hold_two_knobs() -> None:
 
 
 def test_two_ladders_on_one_knob_are_refused() -> None:
-    ladder = EntropyLadder(knob=KNOB)
+    ladder = EntropyLadder(knob=KNOB, low=1e-4, high=0.05)
     with pytest.raises(ConfigError, match="'entropy_ladder' and 'entropy_ladder_2' both move"):
         recipe("repo-r", controllers=[ladder, ladder])

@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import pytest
 
-from isentrope import Algorithm, recipe
+from isentrope import Algorithm, EntropyTarget, recipe
 from isentrope.components import id_of
 
 RECIPES = ("rloo", "grpo", "repo-r")
@@ -55,9 +55,9 @@ def test_repo_r_is_grpo_with_a_transform_and_a_ladder_and_nothing_else() -> None
     assert ((), ()) == (found["transforms"][0], found["controllers"][0])
     (transform,) = found["transforms"][1]
     (ladder,) = found["controllers"][1]
-    assert {"id": "repo-r", "zeta": 1e-4} == fields(transform)
+    assert {"id": "repo-r", "zeta": 1e-4, "floor": None, "of": "present"} == fields(transform)
     expected = {"id": "entropy-ladder", "knob": "repo_r.zeta", "low": 1e-4, "high": 0.05}
-    assert {**expected, "target": None} == fields(ladder)
+    assert {**expected, "target": attrs.asdict(EntropyTarget())} == fields(ladder)
 
 
 def test_repo_rs_zeta_begins_on_its_ladders_lowest_rung() -> None:

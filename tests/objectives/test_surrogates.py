@@ -167,9 +167,11 @@ def test_clip_diagnostics_count_the_tokens_that_lost_their_gradient(
     found = objective.diagnostics(batch)
     ratios = batch.ratio.tolist()
     pairs = list(zip(ratios, advantage, strict=True))
-    assert {"clip_high", "clip_low"} == set(found)
+    assert {"clip_high", "clip_low", "kept_high", "kept_low"} == set(found)
     assert [a > 0 and r > 1 + high for r, a in pairs] == found["clip_high"].tolist()
     assert [a < 0 and r < 1 - low for r, a in pairs] == found["clip_low"].tolist()
+    assert [a < 0 and r > 1 + high for r, a in pairs] == found["kept_high"].tolist()
+    assert [a > 0 and r < 1 - low for r, a in pairs] == found["kept_low"].tolist()
     (grad,) = torch.autograd.grad(objective(batch).sum(), batch.logp)
     lost = (grad == 0) & (batch.advantage != 0)
     assert lost.tolist() == (found["clip_high"] | found["clip_low"]).tolist()
@@ -195,7 +197,9 @@ def test_clipping_is_no_bound_against_the_advantage() -> None:
     batch = make_batch([-5.0, -0.1], [-0.1, -5.0], [1.0, -1.0])
     (grad,) = torch.autograd.grad(Clipped()(batch).sum(), batch.logp)
     assert pytest.approx([-math.exp(-4.9), math.exp(4.9)]) == grad.tolist()
-    assert not any(bool(x.any()) for x in Clipped().diagnostics(batch).values())
+    found = {name: x.tolist() for name, x in Clipped().diagnostics(batch).items()}
+    nowhere = {"clip_high": [False, False], "clip_low": [False, False]}
+    assert {**nowhere, "kept_high": [False, True], "kept_low": [True, False]} == found
 
 
 def test_the_bounds_are_below_one_and_above_one_and_not_the_other_way_round() -> None:

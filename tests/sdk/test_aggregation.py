@@ -35,6 +35,7 @@ from isentrope.learner.aggregation import token_weights
 from isentrope.learner.learner import Learner, StepReport
 from isentrope.learner.packing import Trajectory, micro_batches
 from isentrope.learner.policy import Policy
+from isentrope.parts import NEEDS
 from isentrope_objectives.advantages import LeaveOneOut
 from isentrope_objectives.surrogates import Clipped, Reinforce
 from isentrope_objectives.transforms import RepoR
@@ -232,11 +233,11 @@ def make_trajectories(seed: int = 0) -> list[Trajectory]:
         Trajectory(
             episode,
             i // 2,
-            logp + 0.2 * torch.randn(logp.shape, generator=generator),
-            torch.randn(logp.shape, generator=generator),
+            old._replace(logp=old.logp + 0.2 * torch.randn(old.logp.shape, generator=generator)),
+            torch.randn(old.logp.shape, generator=generator),
         )
-        for i, (episode, logp) in enumerate(
-            zip(episodes, make_learner().log_probs(episodes), strict=True)
+        for i, (episode, old) in enumerate(
+            zip(episodes, make_learner().scores(episodes, NEEDS), strict=True)
         )
     ]
 
@@ -285,7 +286,7 @@ def naive_step(
     for t in trajectories:
         results = [naive_logp(model, s) for s in t.episode.segments]
         logp, entropy = (torch.cat(x) for x in zip(*results, strict=True))
-        losses = list(per_token(logp, t.old_logp.double(), t.advantage.double(), entropy))
+        losses = list(per_token(logp, t.old.logp.double(), t.advantage.double(), entropy))
         total = total + aggregated_by_hand(aggregation, [losses], NOMINAL, tokens)  # type: ignore[list-item]  # numbers with gradient
     total.backward()
     return total.item(), grads(model)
@@ -297,7 +298,7 @@ def clip_by_hand(logp: Tensor, old: Tensor, advantage: Tensor, entropy: Tensor) 
 
 
 def centred_by_hand(logp: Tensor, old: Tensor, advantage: Tensor, entropy: Tensor) -> Tensor:
-    every = torch.cat([t.old_logp for t in TRAJECTORIES]).double().mean()
+    every = torch.cat([t.old.logp for t in TRAJECTORIES]).double().mean()
     return clip_by_hand(logp, old, advantage + (old - every) - 0.5 * old.mean(), entropy)
 
 
@@ -380,28 +381,38 @@ def test_log_probs_come_back_in_the_order_of_the_episodes_whatever_the_budget() 
     with torch.no_grad():
         naive = [torch.cat([naive_logp(model, s)[0] for s in e.segments]) for e in episodes]
     for budget in (1, 20, 40, 10**6):
-        for found, expected in zip(make_learner(budget).log_probs(episodes), naive, strict=True):
-            assert torch.float32 == found.dtype
-            torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+        scores = make_learner(budget).scores(episodes, frozenset())
+        for found, expected in zip(scores, naive, strict=True):
+            assert torch.float32 == found.logp.dtype
+            torch.testing.assert_close(found.logp.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_diagnostics_are_means_over_the_minibatchs_tokens() -> None:
     report, _ = step(compose("token-mean", Clipped(), RepoR(zeta=5.0)), TRAJECTORIES, 40)
     model = copy.deepcopy(MODEL)
-    high = low = flipped = 0
+    high = low = kept_high = kept_low = flipped = 0
     for t in TRAJECTORIES:
         with torch.no_grad():
             logp = torch.cat([naive_logp(model, s)[0] for s in t.episode.segments])
         for new, old, a in zip(
-            logp.tolist(), t.old_logp.tolist(), t.advantage.tolist(), strict=True
+            logp.tolist(), t.old.logp.tolist(), t.advantage.tolist(), strict=True
         ):
             turned = a - 5.0 * abs(a) * new  # what the objective sees
             high += turned > 0 and np.exp(new - old) > 1.2
             low += turned < 0 and np.exp(new - old) < 0.8
+            kept_high += turned < 0 and np.exp(new - old) > 1.2
+            kept_low += turned > 0 and np.exp(new - old) < 0.8
             flipped += a < 0 and new < -0.2
     tokens = sum(len(t) for t in TRAJECTORIES)
     assert tokens == report.tokens
-    expected = {"objective/clip_high": high, "objective/clip_low": low, "repo_r/flipped": flipped}
+    expected = {
+        "objective/clip_high": high,
+        "objective/clip_low": low,
+        "objective/kept_high": kept_high,
+        "objective/kept_low": kept_low,
+        "repo_r/flipped": flipped,
+    }
+    assert pytest.approx(1 - (high + low) / tokens) == report.effective
     assert high * flipped > 0
     assert {k: pytest.approx(v / tokens) for k, v in expected.items()} == report.diagnostics
 
@@ -512,8 +523,9 @@ def test_a_step_changes_the_policy_towards_its_advantages() -> None:
     algorithm = compose("token-mean", Reinforce())
 
     def gain() -> float:
-        logp = learner.log_probs([t.episode for t in TRAJECTORIES])
-        return sum(float((x * t.advantage).sum()) for x, t in zip(logp, TRAJECTORIES, strict=True))
+        scores = learner.scores([t.episode for t in TRAJECTORIES], frozenset())
+        pairs = zip(scores, TRAJECTORIES, strict=True)
+        return sum(float((x.logp * t.advantage).sum()) for x, t in pairs)
 
     gains = [gain()]
     for _ in range(3):

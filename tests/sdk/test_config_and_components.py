@@ -478,7 +478,7 @@ def test_a_setting_may_end_with_a_newline_as_a_shells_does() -> None:
         ),
         (
             {"learner": {"lora": {"rank": 3}}},
-            "learner.lora: Key 'rank' does not exist. Known: alpha, r.",
+            "learner.lora: Key 'rank' does not exist. Known: alpha, head, r.",
         ),
         (
             {"model": {"id": "tiny-qwen3", "hidden": 3}},

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from isentrope.episodes import Episode, Status
 from isentrope.errors import ConfigError
+from isentrope.learner.head import TokenScores
 from isentrope.learner.packing import Trajectory
 from isentrope.parts import AdvantageEstimator
 
@@ -37,7 +38,7 @@ def usable(episodes: Sequence[Episode]) -> list[Episode]:
 
 def experience(
     episodes: Sequence[Episode],
-    old_logp: Sequence[Tensor],
+    scores: Sequence[TokenScores],
     estimator: AdvantageEstimator,
     *,
     failed: int = 0,
@@ -46,7 +47,7 @@ def experience(
 ) -> Experience:
     """Group usable episodes by task and seed, estimate advantages, and filter.
 
-    old_logp: for each episode its sampled tokens' log-probs [t] float32.
+    scores: what the policy says of each episode's sampled tokens, [t] float32.
     """
     members: dict[tuple[str, int], list[int]] = defaultdict(list)
     for i, episode in enumerate(episodes):
@@ -63,10 +64,10 @@ def experience(
         if not keep_zero_groups and rewards.max() == rewards.min():
             zero += 1
             continue
-        lengths = [old_logp[i].numel() for i in indices]
+        lengths = [scores[i].logp.numel() for i in indices]
         advantages = _per_token(estimator, rewards, of_group, lengths)
         trajectories += [
-            Trajectory(e, group, old_logp[i], a)
+            Trajectory(e, group, scores[i], a)
             for e, i, a in zip(of_group, indices, advantages, strict=True)
         ]
     return Experience(tuple(trajectories), failed, empty, single, zero)

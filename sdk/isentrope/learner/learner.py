@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import attrs
@@ -15,9 +14,10 @@ from isentrope.config import LearnerConfig
 from isentrope.episodes import Episode
 from isentrope.errors import ConfigError
 from isentrope.learner.aggregation import token_weights
-from isentrope.learner.packing import Trajectory, collate, micro_batches, token_batch
+from isentrope.learner.head import TokenScores
+from isentrope.learner.packing import Trajectory, collate, micro_batches, split, token_batch
 from isentrope.learner.policy import Policy
-from isentrope.parts import AdvantageTransform, Component, TokenBatch
+from isentrope.parts import AdvantageTransform, Component, Objective, TokenBatch
 
 
 @frozen
@@ -30,7 +30,14 @@ class StepReport:
     skipped: bool
     """The gradient was not finite: nothing was changed."""
     tokens: int
+    effective: float
+    """Share of tokens whose log-prob had a gradient."""
     diagnostics: dict[str, float]
+    """The parts' own, by ``slot/name``."""
+    logp: Tensor = field(eq=False, repr=False)
+    """[tokens] float32, on the CPU: log-probs that the step began with."""
+    old_logp: Tensor = field(eq=False, repr=False)
+    """[tokens] float32: the old policy's."""
 
 
 @define
@@ -64,14 +71,17 @@ class Learner:
         return next(self.policy.parameters()).device
 
     @torch.no_grad()
-    def log_probs(self, episodes: Sequence[Episode]) -> list[Tensor]:
-        """Return the present policy's log-probs [t] float32 of each episode's sampled tokens."""
-        found: dict[int, Tensor] = {}
+    def scores(self, episodes: Sequence[Episode], needs: frozenset[str]) -> list[TokenScores]:
+        """Return what the present policy says of each episode's sampled tokens, [t], on the CPU.
+
+        needs: what beside log-probs, of `parts.NEEDS`.
+        """
+        found: dict[int, TokenScores] = {}
         for indices in micro_batches(episodes, self.config.micro_batch_tokens):
             part = [episodes[i] for i in indices]
-            logp, _ = self.policy(collate(part, self.device))
+            of_tokens = self.policy(collate(part, self.device), needs=needs)
             lengths = [e.sampled_tokens for e in part]
-            found.update(zip(indices, logp.cpu().split(lengths), strict=True))
+            found.update(zip(indices, split(of_tokens, lengths), strict=True))
         return [found[i] for i in range(len(episodes))]
 
     def step(
@@ -90,49 +100,95 @@ class Learner:
         whole = token_batch(minibatch, self.device, step)
         prepared, total_tokens = algorithm.prepare(whole), int(whole.mask.sum())
         total_loss = torch.zeros((), device=self.device)
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        tally = _Tally()
         self.optimizer.zero_grad(set_to_none=True)
         episodes = [t.episode for t in minibatch]
         for indices in micro_batches(episodes, self.config.micro_batch_tokens):
-            batch = self._forward(prepared, [minibatch[i] for i in indices], step, sums)
+            batch = self._forward(prepared, [minibatch[i] for i in indices], step)
+            batch = transformed(prepared, batch, tally)
             weights = token_weights(
                 prepared, batch, nominal_sequences=nominal_sequences, total_tokens=total_tokens
             )
-            per_token = _of_tokens(prepared.objective(batch), batch, prepared.objective)
-            if not per_token.requires_grad:
-                name = type(prepared.objective).__name__
-                raise ConfigError(
-                    f"{name} returned a loss without gradient; it must depend on batch.logp."
-                )
+            per_token = _loss(prepared, batch, tally)
             loss = (weights * per_token.where(batch.mask, per_token.new_zeros(()))).sum()
+            batch.logp.retain_grad()
             loss.backward()
             total_loss += loss.detach()
+            tally.add_tokens(batch)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable(), self.config.max_grad_norm)
         finite = bool(norm.isfinite())
         if finite:
             self.optimizer.step()
-        means = {name: float(total) / max(total_tokens, 1) for name, total in sums.items()}
-        return StepReport(float(total_loss), float(norm), not finite, total_tokens, means)
+        return StepReport(
+            loss=float(total_loss),
+            grad_norm=float(norm),
+            skipped=not finite,
+            tokens=total_tokens,
+            effective=float(tally.effective) / max(total_tokens, 1),
+            diagnostics={n: float(x) / max(total_tokens, 1) for n, x in tally.sums.items()},
+            logp=torch.cat(tally.logp),
+            old_logp=torch.cat(tally.old_logp),
+        )
 
     def _forward(
-        self,
-        algorithm: Algorithm,
-        trajectories: Sequence[Trajectory],
-        step: int,
-        sums: dict[str, Tensor],
+        self, algorithm: Algorithm, trajectories: Sequence[Trajectory], step: int
     ) -> TokenBatch:
-        """Run the policy on one micro-batch and transform its advantages."""
+        """Run the policy on one micro-batch."""
         inputs = collate([t.episode for t in trajectories], self.device)
-        logp, entropy = self.policy(inputs, entropy="entropy" in algorithm.needs)
         batch = token_batch(trajectories, self.device, step)
-        batch = attrs.evolve(batch, logp=logp, entropy=entropy)
-        for slot, part in algorithm.slots().items():
-            if isinstance(part, AdvantageTransform):
-                _add_diagnostics(sums, slot, part, batch)
-                advantage = _of_tokens(part(batch), batch, part).detach().to(batch.logp.dtype)
-                batch = attrs.evolve(batch, advantage=advantage)
-        _add_diagnostics(sums, "objective", algorithm.objective, batch)
-        return batch
+        return attrs.evolve(batch, **self.policy(inputs, needs=algorithm.needs)._asdict())
+
+
+@define
+class _Tally:
+    """What a step's micro-batches add up to for the log."""
+
+    sums: dict[str, Tensor] = field(factory=dict)
+    effective: int = 0
+    logp: list[Tensor] = field(factory=list)
+    old_logp: list[Tensor] = field(factory=list)
+
+    @torch.no_grad()
+    def add(self, slot: str, part: Component, batch: TokenBatch) -> None:
+        """Add a part's own diagnostics."""
+        for name, values in part.diagnostics(batch).items():
+            total = torch.where(batch.mask, _of_tokens(values, batch, part), 0).sum()
+            key = f"{slot}/{name}"
+            self.sums[key] = self.sums[key] + total if key in self.sums else total
+
+    def add_tokens(self, batch: TokenBatch) -> None:
+        """Add what is known of any loss, after its gradient is."""
+        if batch.logp.grad is not None:  # where the loss is of the entropy alone, there is none
+            self.effective += int(batch.logp.grad[batch.mask].count_nonzero())
+        self.logp.append(batch.logp.detach()[batch.mask].cpu())
+        self.old_logp.append(batch.old_logp[batch.mask].cpu())
+
+
+def transformed(algorithm: Algorithm, batch: TokenBatch, tally: _Tally | None = None) -> TokenBatch:
+    """Return the batch with its advantages transformed."""
+    for slot, part in algorithm.slots().items():
+        if isinstance(part, AdvantageTransform):
+            if tally is not None:
+                tally.add(slot, part, batch)
+            advantage = _of_tokens(part(batch), batch, part).detach().to(batch.logp.dtype)
+            batch = attrs.evolve(batch, advantage=advantage)
+    return batch
+
+
+def _loss(algorithm: Algorithm, batch: TokenBatch, tally: _Tally) -> Tensor:
+    """Return the loss per token [T]: the objective's and the regularizers', added up."""
+    total = torch.zeros_like(batch.logp)
+    for slot, part in algorithm.slots().items():
+        if isinstance(part, Objective):
+            tally.add(slot, part, batch)
+            loss = _of_tokens(part(batch), batch, part)
+            if not loss.requires_grad:
+                raise ConfigError(
+                    f"{type(part).__name__} returned a loss without gradient; it must depend on "
+                    "batch.logp or batch.entropy."
+                )
+            total = total + loss
+    return total
 
 
 def _of_tokens(values: object, batch: TokenBatch, part: Component) -> Tensor:
@@ -144,12 +200,3 @@ def _of_tokens(values: object, batch: TokenBatch, part: Component) -> Tensor:
         f"{type(part).__name__} must return one value per token, shape {list(batch.logp.shape)}; "
         f"got {shape}."
     )
-
-
-@torch.no_grad()
-def _add_diagnostics(
-    sums: dict[str, Tensor], slot: str, part: Component, batch: TokenBatch
-) -> None:
-    for name, values in part.diagnostics(batch).items():
-        checked = _of_tokens(values, batch, part)
-        sums[f"{slot}/{name}"] += torch.where(batch.mask, checked, 0).sum()

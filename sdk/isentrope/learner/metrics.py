@@ -9,23 +9,26 @@ from typing import Any
 
 import attrs
 import numpy as np
+import torch
 from attrs import define, field
-from torch import Tensor
 
+from isentrope import diagnostics
 from isentrope.episodes import Episode, StopReason
 from isentrope.learner.experience import Experience
+from isentrope.learner.head import TokenScores
 from isentrope.learner.learner import StepReport
+from isentrope.learner.packing import concatenate
 
 Metrics = dict[str, Any]
 
 
 def rollout_metrics(
-    episodes: Sequence[Episode], good: Sequence[Episode], old_logp: Sequence[Tensor]
+    episodes: Sequence[Episode], good: Sequence[Episode], scores: Sequence[TokenScores]
 ) -> Metrics:
     """What was collected, what went wrong, and how far engine and learner disagree."""
     stops = Counter(e.stop_reason for e in episodes)
     engine = np.concatenate([s.logp[s.sampled] for e in good for s in e.segments])
-    mismatch = np.abs(engine - np.concatenate([x.numpy() for x in old_logp]))
+    differences = diagnostics.mismatch(concatenate(scores).logp, torch.from_numpy(engine))
     parts = sorted({key for e in good for key in e.metrics})
     return {
         "tokens": int(sum(e.sampled_tokens for e in episodes)),
@@ -33,9 +36,7 @@ def rollout_metrics(
         "turns_per_episode": float(np.mean([e.turns for e in good])),
         "episodes": len(episodes),
         **{f"stop/{reason.value}": stops[reason] for reason in StopReason},
-        "mismatch_mean": float(mismatch.mean()),
-        "mismatch_p99": float(np.quantile(mismatch, 0.99)),
-        "mismatch_max": float(mismatch.max()),
+        **{f"mismatch_{name}": value for name, value in differences.items()},
         **{
             f"env/{k}": float(np.mean([e.metrics[k] for e in good if k in e.metrics]))
             for k in parts
@@ -46,20 +47,46 @@ def rollout_metrics(
 def learning_metrics(experience: Experience, reports: Sequence[StepReport]) -> Metrics:
     """What was learnt from, what was left out, and what the steps did."""
     counts = attrs.asdict(experience, filter=lambda a, _: a.name != "trajectories")
-    tokens = sum(r.tokens for r in reports)
-    names = sorted({name for r in reports for name in r.diagnostics})
-    return {
+    metrics: Metrics = {
         **counts,
         "episodes_learnt": len(experience.trajectories),
         "steps": len(reports),
         "steps_skipped": sum(r.skipped for r in reports),
         "loss": float(np.mean([r.loss for r in reports])) if reports else None,
         "grad_norm": float(np.mean([r.grad_norm for r in reports])) if reports else None,
-        **{
-            name: sum(r.diagnostics.get(name, 0.0) * r.tokens for r in reports) / tokens
-            for name in names
-        },
     }
+    if not reports:
+        return metrics
+    tokens = sum(r.tokens for r in reports)
+    names = sorted({name for r in reports for name in r.diagnostics})
+    means = {n: sum(r.diagnostics.get(n, 0.0) * r.tokens for r in reports) / tokens for n in names}
+    metrics["tokens_effective"] = sum(r.effective * r.tokens for r in reports) / tokens
+    return {**metrics, **means, **_advantage_metrics(experience), **_ratio_metrics(reports)}
+
+
+def _advantage_metrics(experience: Experience) -> Metrics:
+    """How advantage and log-prob go together, before any transform."""
+    advantage = torch.cat([t.advantage for t in experience.trajectories])
+    logp = torch.cat([t.old.logp for t in experience.trajectories])
+    return {
+        "advantage_logp_covariance": diagnostics.covariance(advantage, logp),
+        "advantage_logp_correlation": diagnostics.correlation(advantage, logp),
+    }
+
+
+def _ratio_metrics(reports: Sequence[StepReport]) -> Metrics:
+    """How far the policy moved over all steps, and what 16 bits would have made of that."""
+    logp = torch.cat([r.logp for r in reports])
+    old_logp = torch.cat([r.old_logp for r in reports])
+    places = {"min": 0.0, "p01": 0.01, "p50": 0.5, "p99": 0.99, "max": 1.0}
+    ratios = diagnostics.quantiles(
+        (logp.double() - old_logp.double()).exp(), tuple(places.values())
+    )
+    metrics: Metrics = {f"ratio/{n}": q for n, q in zip(places, ratios, strict=True)}
+    for dtype in ("bf16", "fp16"):
+        found = attrs.asdict(diagnostics.rounding(logp, old_logp, dtype))
+        metrics |= {f"rounding/{dtype}_{name}": value for name, value in found.items()}
+    return metrics
 
 
 @define
@@ -72,5 +99,6 @@ class Clock:
     def lap(self, phase: str) -> None:
         """Charge the time since the last lap to `phase`."""
         now = time.perf_counter()
-        self.seconds[f"seconds/{phase}"] = now - self._last
+        key = f"seconds/{phase}"
+        self.seconds[key] = self.seconds.get(key, 0.0) + now - self._last
         self._last = now

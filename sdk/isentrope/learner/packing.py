@@ -17,6 +17,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from isentrope.episodes import Episode
+from isentrope.learner.head import TokenScores
 from isentrope.parts import TokenBatch
 
 
@@ -40,13 +41,13 @@ class Trajectory:
 
     episode: Episode = field(repr=False)
     group: int
-    old_logp: Tensor = field(repr=False)
-    """[t] float32."""
+    old: TokenScores = field(repr=False)
+    """Under the policy that the iteration began with, [t] float32 each, on the CPU."""
     advantage: Tensor = field(repr=False)
     """[t] float32."""
 
     def __len__(self) -> int:
-        return self.old_logp.numel()
+        return self.old.logp.numel()
 
 
 def row_tokens(episode: Episode) -> int:
@@ -84,10 +85,29 @@ def collate(episodes: Sequence[Episode], device: torch.device) -> Inputs:
     return Inputs(*(torch.from_numpy(x).to(device) for x in arrays))
 
 
+def concatenate(scores: Sequence[TokenScores]) -> TokenScores:
+    """Return the scores of all tokens, end to end; what one of them lacks, all lack."""
+
+    def column(name: str) -> Any:
+        parts = [getattr(one, name) for one in scores]
+        return None if parts[0] is None else torch.cat(parts)
+
+    return TokenScores(*map(column, TokenScores._fields))
+
+
+def split(scores: TokenScores, lengths: list[int]) -> list[TokenScores]:
+    """Cut scores into those of each episode, on the CPU."""
+    columns: list[Any] = [
+        [None] * len(lengths) if column is None else column.detach().cpu().split(lengths)
+        for column in scores
+    ]
+    return [TokenScores(*row) for row in zip(*columns, strict=True)]
+
+
 def token_batch(trajectories: Sequence[Trajectory], device: torch.device, step: int) -> TokenBatch:
-    """Concatenate trajectories; `logp` is the old policy's until a forward pass replaces it."""
+    """Concatenate trajectories; all is the old policy's until a forward pass replaces it."""
     lengths = torch.tensor([len(t) for t in trajectories])
-    old_logp = torch.cat([t.old_logp for t in trajectories])
+    old = concatenate([t.old for t in trajectories])
     segments = [s for t in trajectories for s in t.episode.segments]
     sampled = np.concatenate([s.sampled for s in segments])
 
@@ -95,16 +115,18 @@ def token_batch(trajectories: Sequence[Trajectory], device: torch.device, step: 
         return torch.from_numpy(np.concatenate([getattr(s, name) for s in segments])[sampled])
 
     batch = TokenBatch(
-        logp=old_logp,
-        old_logp=old_logp,
+        logp=old.logp,
+        old_logp=old.logp,
         engine_logp=per_token("logp"),
         advantage=torch.cat([t.advantage for t in trajectories]),
-        mask=torch.ones(old_logp.shape, dtype=torch.bool),
+        mask=torch.ones(old.logp.shape, dtype=torch.bool),
         sequence=torch.repeat_interleave(torch.arange(len(trajectories)), lengths),
         group=torch.repeat_interleave(torch.tensor([t.group for t in trajectories]), lengths),
         turn=per_token("turn"),
         num_sequences=len(trajectories),
         step=step,
+        entropy=old.entropy,
+        entropy_response=old.entropy_response,
     )
     if device.type == "cpu":
         return batch

@@ -18,10 +18,13 @@ LENGTHS = (5, 1, 7, 4, 6, 3)  # tokens of each episode
 GROUP = 2
 
 
-def random_batch(seed: int, *, on_policy: bool, entropy: bool, double: bool = False) -> TokenBatch:
+def random_batch(
+    seed: int, *, on_policy: bool, needs: frozenset[str], double: bool = False
+) -> TokenBatch:
     """Return a batch of ordinary tokens: ratios around 1, advantages of both signs, a masked few.
 
-    on_policy: whether all ratios are exactly 1. double: float64 in place of float32.
+    on_policy: whether all ratios are exactly 1. needs: what beside log-probs, of `parts.NEEDS`.
+    double: float64 in place of float32.
     """
     rng = torch.Generator().manual_seed(seed)
     count, dtype = sum(LENGTHS), torch.float64 if double else torch.float32
@@ -40,11 +43,12 @@ def random_batch(seed: int, *, on_policy: bool, entropy: bool, double: bool = Fa
         mask=mask,
         lengths=LENGTHS,
         step=0 if on_policy else 1,
-        entropy=(normal().abs() + 0.1).to(dtype) if entropy else None,
+        entropy=(normal().abs() + 0.1).to(dtype) if "entropy" in needs else None,
+        response=(0.1 * normal()).to(dtype) if "entropy_response" in needs else None,
     )
 
 
-def extreme_batch(*, on_policy: bool, entropy: bool) -> TokenBatch:
+def extreme_batch(*, on_policy: bool, needs: frozenset[str]) -> TokenBatch:
     """Return every combination of nearly impossible, likely and certain, with all advantages."""
     values = torch.tensor([-80.0, -1.0, 0.0])
     old, new, advantage = torch.cartesian_prod(
@@ -57,7 +61,8 @@ def extreme_batch(*, on_policy: bool, entropy: bool) -> TokenBatch:
         mask=torch.ones(len(old), dtype=torch.bool),
         lengths=(3,) * (len(old) // 3),
         step=0 if on_policy else 1,
-        entropy=-new * new.exp() if entropy else None,
+        entropy=-new * new.exp() if "entropy" in needs else None,
+        response=new * new.exp() if "entropy_response" in needs else None,
     )
 
 
@@ -71,7 +76,7 @@ def scramble_masked(batch: TokenBatch, seed: int) -> TokenBatch:
         strange = 5 * torch.randn(values.shape, generator=rng, dtype=values.dtype)
         return values.detach().where(batch.mask, strange)
 
-    names = ("logp", "old_logp", "engine_logp", "advantage", "entropy")
+    names = ("logp", "old_logp", "engine_logp", "advantage", "entropy", "entropy_response")
     changed: dict[str, Any] = {name: other(getattr(batch, name)) for name in names}
     return attrs.evolve(batch, **changed)
 
@@ -98,6 +103,7 @@ def _batch(
     lengths: tuple[int, ...],
     step: int,
     entropy: Tensor | None,
+    response: Tensor | None,
 ) -> TokenBatch:
     sequence = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     return TokenBatch(
@@ -112,4 +118,5 @@ def _batch(
         num_sequences=len(lengths),
         step=step,
         entropy=None if entropy is None else entropy.requires_grad_(),
+        entropy_response=response,
     )

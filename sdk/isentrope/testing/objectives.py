@@ -81,7 +81,7 @@ class _Probe:
         return random_batch(
             seed,
             on_policy=getattr(self.part, "on_policy", False),
-            entropy="entropy" in self.part.needs,
+            needs=self.part.needs,
             **changes,
         )
 
@@ -116,7 +116,7 @@ class _Probe:
         from isentrope.testing._tokens import extreme_batch
 
         batch = extreme_batch(
-            on_policy=getattr(self.part, "on_policy", False), entropy="entropy" in self.part.needs
+            on_policy=getattr(self.part, "on_policy", False), needs=self.part.needs
         )
         for part in _at_knob_ends(self.part):
             values, gradients = values_and_gradients(part, batch)
@@ -237,8 +237,9 @@ def tensors(batch: TokenBatch) -> Iterator[tuple[str, Tensor]]:
 
 
 def _prepared(part: TokenPart, batch: TokenBatch) -> TokenPart:
-    """Prepare a part as the learner does: before the forward pass, with the old log-probs."""
-    return part.prepare(attrs.evolve(batch, logp=batch.old_logp.detach(), entropy=None))
+    """Prepare a part as the learner does: before the forward pass, without gradient."""
+    entropy = None if batch.entropy is None else batch.entropy.detach()
+    return part.prepare(attrs.evolve(batch, logp=batch.old_logp.detach(), entropy=entropy))
 
 
 def _at_knob_ends(part: TokenPart) -> Sequence[TokenPart]:

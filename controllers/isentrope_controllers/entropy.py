@@ -1,0 +1,96 @@
+"""Controllers that hold entropy by moving one knob, of which more means more entropy."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from attrs import field, frozen, validators
+
+from isentrope import ConfigError, Controller, EntropyTarget, Knob, Statistics, entropy_target
+
+
+@frozen(kw_only=True)
+class EntropyController(Controller):
+    """What they share: a knob, its range, and the entropy to hold.
+
+    Entropy equal to its target moves nothing.
+    """
+
+    knob: str = field(validator=validators.instance_of(str))
+    """Path of the knob; more of it must mean more entropy."""
+    low: float = field(validator=validators.gt(0.0))
+    high: float = field(validator=[validators.gt(0.0), validators.lt(math.inf)])
+    target: EntropyTarget = entropy_target()
+    """Entropy to hold; a number is nats per token. By default the first iteration's."""
+
+    @high.validator
+    def _check_range(self, _: attrs.Attribute[float], value: float) -> None:
+        if value < self.low:
+            raise ConfigError(f"high ({value:g}) must be at least low ({self.low:g}).")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the target's estimator needs."""
+        return self.target.needs
+
+    def target_entropy(self, statistics: Statistics) -> float:
+        """Return the target in this iteration, nats per token."""
+        return self.target(statistics)
+
+    def update(
+        self, statistics: Statistics, knobs: Mapping[str, float], memory: dict[str, Any]
+    ) -> Mapping[str, float]:
+        """Move the knob one step up where entropy is missing, and down where there is too much."""
+        del memory  # the knob's value is all the state there is
+        missing = self.target.missing(statistics)
+        return {self.knob: self._step(knobs[self.knob], up=missing > 0)} if missing else {}
+
+    @abstractmethod
+    def _step(self, value: float, *, up: bool) -> float:
+        """Return the knob's next value."""
+
+
+@frozen(kw_only=True)
+class EntropyLadder(EntropyController):
+    """Doubles and halves a knob, through zero to the other sign (REPO; paper, section 5.1).
+
+    The rungs are ``... -4*low -2*low -low | +low +2*low +4*low ...``. Each iteration, entropy below
+    its target moves the knob one rung up and entropy above it one rung down: double or halve, cross
+    to the other sign's `low` where halving would fall below it, then clip to `high`, which need not
+    be a rung. `low` and `high` bound its magnitude.
+    """
+
+    @property
+    def moves(self) -> Mapping[str, Knob]:
+        """The one knob, to both sides of zero."""
+        return {self.knob: Knob(-self.high, self.high)}
+
+    def _step(self, value: float, *, up: bool) -> float:
+        outward = (value > 0) == up  # away from zero on the side where the knob is
+        moved = value * 2 if outward else value / 2
+        if abs(moved) < self.low:
+            moved = self.low if up else -self.low
+        return math.copysign(min(abs(moved), self.high), moved)
+
+
+@frozen(kw_only=True)
+class EntropyScale(EntropyController):
+    """Multiplies and divides a positive knob by a factor, within [low, high] (ADAPO; paper, 5.2).
+
+    The paper moves the upper clip bound within a range in this way; factor and range are ours.
+    """
+
+    factor: float = field(default=1.1, validator=[validators.gt(1.0), validators.lt(math.inf)])
+
+    @property
+    def moves(self) -> Mapping[str, Knob]:
+        """The one knob, between the bounds."""
+        return {self.knob: Knob(self.low, self.high)}
+
+    def _step(self, value: float, *, up: bool) -> float:
+        moved = value * self.factor if up else value / self.factor
+        return min(max(moved, self.low), self.high)

@@ -1,0 +1,147 @@
+"""What an entropy controller steers towards, and by which measure."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from attrs import field, frozen
+
+from isentrope.errors import ConfigError, UnknownNameError
+from isentrope.parts import Statistics
+from isentrope.validation import is_real
+
+Estimator = Literal["sampled", "exact"]
+ESTIMATORS: tuple[str, ...] = get_args(Estimator)
+Points = tuple[tuple[int, float], ...]
+
+
+def _points(given: Any) -> Points:
+    if is_real(given):
+        return ((0, float(given)),)
+    pairs: Any = sorted(given.items(), key=str) if isinstance(given, Mapping) else given
+    wanted = f"must be a number, or pairs of iteration and number; got {given!r}."
+    if not isinstance(pairs, Sequence) or isinstance(pairs, str) or not pairs:
+        raise ConfigError(wanted)
+    points = []
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not is_real(pair[1]):
+            raise ConfigError(wanted)
+        iteration = int(pair[0]) if isinstance(pair[0], str) and pair[0].isdigit() else pair[0]
+        if not isinstance(iteration, int) or isinstance(iteration, bool) or iteration < 0:
+            raise ConfigError(wanted)
+        points.append((iteration, float(pair[1])))
+    if len({iteration for iteration, _ in points}) < len(points):
+        raise ConfigError(f"has two values for one iteration: {given!r}.")
+    return tuple(sorted(points))
+
+
+@frozen
+class Schedule:
+    """A number that may change with the iteration: straight lines between points, flat outside.
+
+    Raises `ConfigError` for what is neither a number nor pairs of iteration and number.
+    """
+
+    points: Points = field(converter=_points)
+    """(iteration, value) in order; a plain number is the one point (0, number)."""
+
+    @classmethod
+    def read(cls, value: Any) -> Schedule:
+        """Return a schedule from a number, pairs, a mapping, or a schedule."""
+        return value if isinstance(value, cls) else cls(value)
+
+    def plain(self) -> float | list[list[float]]:
+        """Return what `read` takes: a number where it never changes."""
+        return self.points[0][1] if len(self.points) == 1 else [list(p) for p in self.points]
+
+    def __call__(self, iteration: int) -> float:
+        """Return the value at an iteration."""
+        after = bisect_right(self.points, iteration, key=lambda point: point[0])
+        if after == 0:
+            return self.points[0][1]
+        start, low = self.points[after - 1]
+        if after == len(self.points):
+            return low
+        end, high = self.points[after]
+        return low + (high - low) * (iteration - start) / (end - start)
+
+
+def _optional(value: Any) -> Schedule | None:
+    return None if value is None else Schedule.read(value)
+
+
+@frozen(kw_only=True)
+class EntropyTarget:
+    """The entropy to hold: by default that of the first iteration.
+
+    A plain number is one in nats; ``EntropyTarget(of_initial=0.8)`` is a fraction of the first
+    iteration's; ``EntropyTarget(nats={0: 0.6, 200: 0.3})`` falls in a straight line.
+
+    Raises `ConfigError` where both are given, or a target is negative.
+    """
+
+    of_initial: Schedule | None = field(default=None, converter=_optional)
+    """As a multiple of the first iteration's; neither given: 1."""
+    nats: Schedule | None = field(default=None, converter=_optional)
+    """In nats per token."""
+    estimator: Estimator = field(default="sampled")
+    """``"sampled"``: the mean of -log pi over the sampled tokens, which costs nothing (REPO's).
+    ``"exact"``: the mean entropy of their full distributions, which has less noise."""
+
+    def __attrs_post_init__(self) -> None:
+        """Check what the fields mean together."""
+        if self.estimator not in ESTIMATORS:
+            raise UnknownNameError("EntropyTarget.estimator", self.estimator, ESTIMATORS)
+        if self.of_initial is not None and self.nats is not None:
+            raise ConfigError("EntropyTarget takes of_initial or nats, not both.")
+        if any(value < 0 for _, value in self._schedule.points):
+            raise ConfigError(f"A target entropy must not be negative; got {self._schedule}.")
+
+    @classmethod
+    def read(cls, value: Any) -> EntropyTarget:
+        """Return a target from a number of nats, a table of fields, a target, or None: default."""
+        if value is None:
+            return cls()
+        if isinstance(value, Mapping):
+            return cls(**value)
+        return value if isinstance(value, cls) else cls(nats=value)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What must be measured for it; a controller's `needs` passes it on."""
+        return frozenset({"entropy"} if self.estimator == "exact" else ())
+
+    def __call__(self, statistics: Statistics) -> float:
+        """Return the target in this iteration, nats per token."""
+        value = self._schedule(statistics.iteration)
+        if self.nats is not None:
+            return value
+        if self.estimator == "sampled":
+            return value * statistics.initial_entropy
+        return value * _measured(statistics.initial_exact_entropy)
+
+    def missing(self, statistics: Statistics) -> float:
+        """Return how much entropy is missing, nats per token; negative where there is too much."""
+        if self.estimator == "sampled":
+            return self(statistics) - statistics.entropy
+        return self(statistics) - _measured(statistics.exact_entropy)
+
+    @property
+    def _schedule(self) -> Schedule:
+        return self.nats or self.of_initial or Schedule(1.0)
+
+
+def entropy_target() -> Any:
+    """Declare a field that holds an `EntropyTarget`; a number given for it is one in nats."""
+    return field(factory=EntropyTarget, converter=EntropyTarget.read)
+
+
+def _measured(entropy: float | None) -> float:
+    if entropy is None:
+        raise ConfigError(
+            "An exact entropy target needs the exact entropy measured: its controller must pass "
+            "on the target's needs."
+        )
+    return entropy
