@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: see TrainConfig.threads
 os.environ["HF_HUB_OFFLINE"] = (
     "1"  # before transformers: a wrong name fails at once, not by retries
 )
+
+hypothesis.settings.register_profile("isentrope", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("isentrope")
 
 SMALL_MODEL = {
     "id": "tiny-qwen3",

@@ -25,7 +25,7 @@ class EntropyController(Controller):
     low: float = field(validator=validators.gt(0.0))
     high: float = field(validator=[validators.gt(0.0), validators.lt(math.inf)])
     target: EntropyTarget = entropy_target()
-    """Entropy to hold; a number is nats per token. By default the first iteration's."""
+    """Entropy to hold; a number is nats per token. Default: the first iteration's."""
 
     @high.validator
     def _check_range(self, _: attrs.Attribute[float], value: float) -> None:

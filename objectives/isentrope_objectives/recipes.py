@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import attrs
 
-from isentrope import Algorithm, component, recipe
+from isentrope import AdvantageTransform, Algorithm, Controller, component, recipe
 from isentrope_objectives.advantages import GroupCentered, GroupNormalized, LeaveOneOut
 from isentrope_objectives.surrogates import Clipped, EntropyBonus, Reinforce, SequenceClipped
 from isentrope_objectives.transforms import RepoD, RepoR
@@ -60,7 +60,7 @@ def gspo() -> Algorithm:
 def adapo() -> Algorithm:
     """DAPO whose upper bound moves to hold the first entropy."""
     controller = component(
-        "controller", "entropy-scale", knob="objective.eps_high", low=0.1, high=1.0
+        "controller", "entropy-scale", knob="objective.eps_high", low=0.1, high=5.0
     )
     return attrs.evolve(dapo(), controllers=[controller])
 
@@ -76,16 +76,24 @@ def grpo_bonus() -> Algorithm:
 def repo_r(on: str = "grpo") -> Algorithm:
     """REPO-R, whose zeta a ladder moves to hold the first entropy.
 
-    on: the recipe that it transforms the advantages of.
+    on: the recipe that it is added to.
     """
     ladder = component("controller", "entropy-ladder", knob="repo_r.zeta", low=1e-4, high=0.05)
-    return attrs.evolve(recipe(on), transforms=[RepoR(zeta=1e-4)], controllers=[ladder])
+    return _add(recipe(on), RepoR(zeta=1e-4), ladder)
 
 
 def repo_d(on: str = "grpo") -> Algorithm:
     """REPO-D, whose zeta a ladder moves to hold the first entropy.
 
-    on: the recipe that it transforms the advantages of.
+    on: the recipe that it is added to.
     """
     ladder = component("controller", "entropy-ladder", knob="repo_d.zeta", low=1e-3, high=10.0)
-    return attrs.evolve(recipe(on), transforms=[RepoD(zeta=1e-3)], controllers=[ladder])
+    return _add(recipe(on), RepoD(zeta=1e-3), ladder)
+
+
+def _add(to: Algorithm, transform: AdvantageTransform, controller: Controller) -> Algorithm:
+    return attrs.evolve(
+        to,
+        transforms=[*to.transforms, transform],
+        controllers=[*to.controllers, controller],
+    )

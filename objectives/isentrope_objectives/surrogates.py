@@ -44,7 +44,7 @@ class Clipped(Objective):
 
     def diagnostics(self, batch: TokenBatch) -> Mapping[str, Tensor]:
         """Return where a ratio left the bounds, and whether that took its gradient away."""
-        return _outside(batch.ratio, batch.advantage, self.eps_low, self.eps_high)
+        return _clipped(batch.ratio, batch.advantage, self)
 
 
 @frozen(kw_only=True)
@@ -67,7 +67,7 @@ class SequenceClipped(Objective):
 
     def diagnostics(self, batch: TokenBatch) -> Mapping[str, Tensor]:
         """Return where an episode's ratio left the bounds, for each of its tokens."""
-        return _outside(self._ratio(batch), batch.advantage, self.eps_low, self.eps_high)
+        return _clipped(self._ratio(batch), batch.advantage, self)
 
     def _ratio(self, batch: TokenBatch) -> Tensor:
         return batch.sequence_mean(batch.logp.detach() - batch.old_logp).exp()
@@ -88,7 +88,6 @@ class EntropyBonus(Objective):
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         """Return the loss per token [T]."""
-        assert batch.entropy is not None  # it is needed
         return -self.coef * batch.entropy
 
 
@@ -98,17 +97,9 @@ def _smaller(ratio: Tensor, advantage: Tensor, eps_low: float, eps_high: float) 
     return (ratio * advantage).minimum(clipped * advantage)
 
 
-def _outside(
-    ratio: Tensor, advantage: Tensor, eps_low: float, eps_high: float
+def _clipped(
+    ratio: Tensor, advantage: Tensor, bounds: Clipped | SequenceClipped
 ) -> Mapping[str, Tensor]:
-    """Where the bounds took the gradient away, and where a ratio outside them kept it.
+    from isentrope import diagnostics  # which imports torch
 
-    It is lost where the advantage pushes further out, and kept where it pulls back.
-    """
-    above, below = ratio > 1 + eps_high, ratio < 1 - eps_low
-    return {
-        "clip_high": above & (advantage > 0),
-        "clip_low": below & (advantage < 0),
-        "kept_high": above & (advantage < 0),
-        "kept_low": below & (advantage > 0),
-    }
+    return diagnostics.clipped(ratio, advantage, eps_low=bounds.eps_low, eps_high=bounds.eps_high)

@@ -42,7 +42,7 @@ class RepoR(AdvantageTransform):
         return batch.advantage * (factor if self.floor is None else factor.clamp(min=self.floor))
 
     def diagnostics(self, batch: TokenBatch) -> Mapping[str, Tensor]:
-        """Return where the transform reverses the advantage's sign, or would but for the floor."""
+        """Return where the transform reverses the advantage's sign, and where the floor acts."""
         factor = 1 - self.zeta * batch.advantage.sign() * self._logp(batch)
         found = {"flipped": self(batch) * batch.advantage < 0}
         return found if self.floor is None else found | {"floored": factor < self.floor}
@@ -85,7 +85,8 @@ class Decorrelate(AdvantageTransform):
     ``A' = A - zeta* L``, ``zeta* = sum A * response / sum L * response`` over the minibatch, with
     `TokenBatch.entropy_response`: the predicted change of the entropy (Cor. 2) is linear in the
     advantage, and zeta* is where it is 0. Derived here (the paper names the idea, not a formula).
-    It follows from the policy that the iteration began with.
+    It follows from the policy that the iteration began with, and from the advantages that the
+    transforms before it make.
     """
 
     needs = frozenset({"entropy", "entropy_response"})
@@ -95,10 +96,9 @@ class Decorrelate(AdvantageTransform):
 
     def prepare(self, minibatch: TokenBatch) -> Decorrelate:
         """Return a copy that knows zeta* of this minibatch; 0 where nothing responds."""
-        assert minibatch.entropy_response is not None  # it is needed
-        response = minibatch.entropy_response.where(minibatch.mask, 0.0).double()
-        predicted = (minibatch.advantage * response).sum()
-        per_zeta = (_surprise(minibatch) * response).sum()  # below 0 in expectation: -sum (pi L)^2
+        response = minibatch.entropy_response[minibatch.mask].double()
+        predicted = (minibatch.advantage[minibatch.mask] * response).sum()
+        per_zeta = (_surprise(minibatch)[minibatch.mask] * response).sum()  # E: -sum (pi L)^2
         prepared = copy.copy(self)
         zeta = float(predicted / per_zeta) if per_zeta < 0 else 0.0
         object.__setattr__(prepared, "_zeta", zeta)
@@ -115,5 +115,4 @@ class Decorrelate(AdvantageTransform):
 
 def _surprise(batch: TokenBatch) -> Tensor:
     """``L = log pi + H`` [T], detached."""
-    assert batch.entropy is not None  # it is needed
     return batch.logp.detach() + batch.entropy.detach()

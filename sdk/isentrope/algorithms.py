@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from itertools import chain, count
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import attrs
 from attrs import define, field, frozen, validators
@@ -24,6 +24,9 @@ from isentrope.parts import (
     TokenBatch,
 )
 from isentrope.validation import instance_of, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Aggregation = Literal[
     "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
@@ -136,8 +139,23 @@ class Algorithm:
         return self._map(lambda slot, part: _at(slot, part, knobs))
 
     def prepare(self, minibatch: TokenBatch) -> Algorithm:
-        """Return this algorithm with every component prepared for one minibatch."""
-        return self._map(lambda _, part: part.prepare(minibatch))
+        """Return this algorithm with every component prepared for one minibatch.
+
+        Each transform sees what those before it make of the advantages, the losses what all do.
+        """
+        advantage = self.advantage.prepare(minibatch)
+        transforms: list[AdvantageTransform] = []
+        for part in self.transforms:
+            transforms.append(part.prepare(minibatch))
+            values = of_tokens(transforms[-1](minibatch), minibatch, part)
+            minibatch = attrs.evolve(minibatch, advantage=values)
+        return attrs.evolve(
+            self,
+            advantage=advantage,
+            transforms=transforms,
+            objective=self.objective.prepare(minibatch),
+            regularizers=[part.prepare(minibatch) for part in self.regularizers],
+        )
 
     def control(self, statistics: Statistics, state: AlgorithmState) -> None:
         """Let every controller move its knobs in `state`.
@@ -265,6 +283,18 @@ class Algorithm:
                         "a knob obeys one controller."
                     )
                 moved_by[path] = slot
+
+
+def of_tokens(values: Any, batch: TokenBatch, part: Component) -> Tensor:
+    """Check that a part returned one value per token: any other shape would broadcast."""
+    shape = getattr(values, "shape", None)
+    if shape == batch.logp.shape:
+        return values  # type: ignore[no-any-return]  # nothing else has such a shape
+    got = repr(values) if shape is None else f"shape {list(shape)}"
+    raise ConfigError(
+        f"{type(part).__name__} must return one value per token, shape {list(batch.logp.shape)}; "
+        f"got {got}."
+    )
 
 
 def _knob_fields(part: Part) -> list[attrs.Attribute[Any]]:

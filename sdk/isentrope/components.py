@@ -92,7 +92,7 @@ def recipe(name: str, **overrides: Any) -> Algorithm:
     Raises `UnknownNameError` for a recipe, slot or field that does not exist, and `ConfigError` for
     a value that cannot be.
     """
-    spec = registry().find("recipe", name)
+    spec = registry().find("recipe", strict(name, str))
     compose = _import(spec.entry_point, f"recipe {name!r}")
     parameters = inspect.signature(compose).parameters
     made = compose(**{key: overrides.pop(key) for key in parameters if key in overrides})

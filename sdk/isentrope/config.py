@@ -178,6 +178,8 @@ class TrainConfig:
                 "learner's log-probs are those of the whole distribution): use top_p=1 and "
                 "top_k=0, or an objective without ratios."
             )
+        if self.learner.head == "cut-cross-entropy":
+            self._check_log_probs_suffice()
         with within("env"):
             env = make(self.env.id, **self.env.config)
         for split, place in self._splits():
@@ -185,6 +187,16 @@ class TrainConfig:
                 if not env.tasks[split]:
                     raise ConfigError(f"{split!r} of {self.env.id!r} has no tasks.")
         env.close()
+
+    def _check_log_probs_suffice(self) -> None:
+        """Refuse what needs more of the head than cut-cross-entropy has."""
+        needs = ", ".join(sorted(self.algorithm.needs_of_experience))
+        wanted = f"the algorithm needs {needs}" if needs else "learner.probe measures entropy"
+        if needs or self.learner.probe:
+            raise ConfigError(
+                f"learner.head = 'cut-cross-entropy' computes log-probs only, and {wanted}: use "
+                "learner.head = 'chunked'" + ("." if needs else ", or learner.probe = 0.")
+            )
 
     def _splits(self) -> list[tuple[str, str]]:
         splits = [(self.rollout.split, "rollout.split")]

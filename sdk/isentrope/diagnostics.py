@@ -44,22 +44,29 @@ def correlation(advantage: Tensor, logp: Tensor) -> float | None:
     return covariance(advantage, logp) / scale if scale > 0 else None
 
 
-def clip_fractions(
+def clipped(
     ratio: Tensor, advantage: Tensor, *, eps_low: float, eps_high: float
-) -> dict[str, float]:
-    """Return the shares of tokens whose ratio is outside [1 - eps_low, 1 + eps_high].
+) -> dict[str, Tensor]:
+    """Return which tokens' ratios are outside [1 - eps_low, 1 + eps_high], as masks [T].
 
-    ``high`` and ``low``: and whose advantage pushes them further, so that PPO's clip takes their
-    gradient away. ``high_kept`` and ``low_kept``: whose advantage pulls them back.
+    ``clip_high`` and ``clip_low``: and whose advantage pushes them further, so that PPO's clip
+    takes their gradient away. ``kept_high`` and ``kept_low``: whose advantage pulls them back.
     """
     above, below = ratio > 1 + eps_high, ratio < 1 - eps_low
     up, down = advantage > 0, advantage < 0
-    masks = {
-        "high": above & up,
-        "high_kept": above & down,
-        "low": below & down,
-        "low_kept": below & up,
+    return {
+        "clip_high": above & up,
+        "clip_low": below & down,
+        "kept_high": above & down,
+        "kept_low": below & up,
     }
+
+
+def clip_fractions(
+    ratio: Tensor, advantage: Tensor, *, eps_low: float, eps_high: float
+) -> dict[str, float]:
+    """Return the shares of tokens in the masks of `clipped`."""
+    masks = clipped(ratio, advantage, eps_low=eps_low, eps_high=eps_high)
     return {name: float(mask.double().mean()) for name, mask in masks.items()}
 
 
@@ -103,7 +110,10 @@ def rounding(logp: Tensor, old_logp: Tensor, dtype: str, *, clip: float = 0.2) -
     new, old = logp.detach().double(), old_logp.detach().double()
     kind = DTYPES[dtype]
     true = (new - old).exp()
-    rounded = (new.to(kind).double() - old.to(kind).double()).exp()
+    low, high = torch.finfo(kind).min, torch.finfo(kind).max
+    rounded = (
+        new.clamp(low, high).to(kind).double() - old.clamp(low, high).to(kind).double()
+    ).exp()
     near, u = (new - old).abs(), _ulp(new, kind)
     together = (near < u) & (u == _ulp(old, kind))
     apart = (u**2 + _ulp(old, kind) ** 2) / 24

@@ -61,13 +61,33 @@ class TokenBatch:
     """S."""
     step: int = 0
     """Optimizer steps taken since the experience was collected; 0 is strictly on-policy."""
-    entropy: Tensor | None = None
-    """[T] float32, nats, with gradient: exact entropy of each token's full distribution; None
-    unless a part of the algorithm declares ``needs = {"entropy"}``."""
-    entropy_response: Tensor | None = None
-    """[T] float32: how `entropy` changes, to first order, for a unit of advantage on the sampled
-    token: ``-(pi * L - sum_a pi_a^2 L_a)`` with ``L = log pi + H``, by a unit step in the logits
-    (paper, Cor. 2). None unless a part of the algorithm declares it in `needs`."""
+    _entropy: Tensor | None = None
+    _entropy_response: Tensor | None = None
+
+    @property
+    def entropy(self) -> Tensor:
+        """[T] float32, nats, with gradient: exact entropy of each token's full distribution.
+
+        Raises `ConfigError` unless a part of the algorithm `needs` it.
+        """
+        return _computed("entropy", self._entropy)
+
+    @property
+    def entropy_response(self) -> Tensor:
+        """[T] float32: the first-order change of `entropy` for a unit of advantage on the token.
+
+        ``-(pi * L - sum_a pi_a^2 L_a)`` with ``L = log pi + H``, for a unit step in the logits
+        (paper, Cor. 2).
+
+        Raises `ConfigError` unless a part of the algorithm `needs` it.
+        """
+        return _computed("entropy_response", self._entropy_response)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor that there is, [T] each, by the name that the constructor takes."""
+        names = [a.name for a in attrs.fields(TokenBatch)]
+        values = {name.lstrip("_"): getattr(self, name) for name in names}
+        return {k: v for k, v in values.items() if v is not None and not isinstance(v, int)}
 
     @property
     def ratio(self) -> Tensor:
@@ -81,6 +101,15 @@ class TokenBatch:
         total = zeros.index_add(0, self.sequence, values * weight)
         count = zeros.index_add(0, self.sequence, weight)
         return (total / count.clamp(min=1))[self.sequence]
+
+
+def _computed(name: str, value: Tensor | None) -> Tensor:
+    if value is None:
+        raise ConfigError(
+            f"TokenBatch.{name} was not computed: the part that reads it must declare "
+            f'needs = frozenset({{"{name}"}}).'
+        )
+    return value
 
 
 @frozen
@@ -132,8 +161,8 @@ class Component(ABC):
         Called once per minibatch, before it is split into micro-batches: statistics over the
         minibatch (a mean, a quantile) belong here, so that the split changes nothing. In
         `minibatch`, everything is of the policy that the iteration began with and carries no
-        gradient: `logp` is `old_logp`, `advantage` is the estimator's, and what the part `needs`
-        is there.
+        gradient: `logp` is `old_logp`, and what the part `needs` is there. `advantage` is what the
+        transforms before this one make of the estimator's; for a loss, what all of them do.
         """
         del minibatch
         return self

@@ -60,7 +60,9 @@ class Trainer:
         torch.manual_seed(derive(config.seed, "model"))
         model = config.model.build(config.env)
         engine = config.engine.build(model)
-        policy = Policy(model.model, config.rollout.temperature, config.learner.lora)
+        policy = Policy(
+            model.model, config.rollout.temperature, config.learner.lora, config.learner.head
+        )
         collector = RolloutCollector(
             env=config.env,
             engine=engine,
@@ -156,6 +158,7 @@ class Trainer:
             **rollout_metrics(episodes, good, scores),
             **learning_metrics(learnt, reports),
             **probed,
+            "exact_softmax": self.learner.policy.exact_softmax,
             **clock.seconds,
         }, episodes
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from isentrope_objectives.advantages import GroupNormalized, LeaveOneOut
+from isentrope import AdvantageEstimator
+from isentrope_objectives.advantages import GroupCentered, GroupNormalized, LeaveOneOut
 
 # verl 0.9.1, core_algos, float64: rewards of two groups, and what it makes of them.
 VERL = {
@@ -78,10 +79,51 @@ def test_group_normalized_counts_standard_deviations_from_the_mean(
     assert pytest.approx(expected, rel=1e-9, abs=1e-8) == found.tolist()
 
 
-@pytest.mark.parametrize("estimator", [LeaveOneOut(), GroupNormalized()])
+@settings(max_examples=25, deadline=None)
+@given(st.lists(REWARDS, min_size=1, max_size=4))
+@example([[Fraction(0), Fraction(1)], [Fraction(1)] * 3 + [Fraction(0)] * 4])
+def test_group_centered_subtracts_the_mean_of_its_own_group(groups: list[list[Fraction]]) -> None:
+    """Of any size; and leave-one-out is that times G / (G - 1)."""
+    for rewards in groups:
+        size = len(rewards)
+        expected = [r - sum(rewards) / size for r in rewards]
+        found = GroupCentered()(tensor(rewards), [])
+        assert torch.float64 == found.dtype
+        assert pytest.approx([float(a) for a in expected], rel=1e-13, abs=1e-13) == found.tolist()
+        others = [float(a * Fraction(size, size - 1)) for a in expected]
+        assert pytest.approx(others, rel=1e-13, abs=1e-13) == (
+            LeaveOneOut()(tensor(rewards), []).tolist()
+        )
+
+
+@pytest.mark.parametrize("estimator", [LeaveOneOut(), GroupNormalized(), GroupCentered()])
+@settings(max_examples=25, deadline=None)
+@given(rewards=REWARDS, data=st.data())
+def test_an_advantage_does_not_depend_on_the_order_of_rollouts(
+    estimator: AdvantageEstimator, rewards: list[Fraction], data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations(range(len(rewards))))
+    plain = estimator(tensor(rewards), []).tolist()
+    again = estimator(tensor([rewards[i] for i in order]), []).tolist()
+    assert pytest.approx([plain[i] for i in order], rel=1e-6, abs=1e-8) == again
+
+
+@pytest.mark.parametrize(
+    ("estimator", "power"),
+    [(LeaveOneOut(), 1), (GroupCentered(), 1), (GroupNormalized(eps=1e-12), 0)],
+)
+def test_advantages_grow_with_rewards_unless_they_are_normalised(
+    estimator: AdvantageEstimator, power: int
+) -> None:
+    rewards = torch.tensor([0.0, 1.0, 0.25, 0.5, 1.0], dtype=torch.float64)
+    expected = (100**power * estimator(rewards, [])).tolist()
+    assert pytest.approx(expected, rel=1e-9) == estimator(100 * rewards, []).tolist()
+
+
+@pytest.mark.parametrize("estimator", [LeaveOneOut(), GroupNormalized(), GroupCentered()])
 @given(rewards=REWARDS, shift=st.fractions(-8, 8, max_denominator=8))
 def test_an_advantage_does_not_depend_on_where_rewards_begin(
-    estimator: LeaveOneOut | GroupNormalized, rewards: list[Fraction], shift: Fraction
+    estimator: AdvantageEstimator, rewards: list[Fraction], shift: Fraction
 ) -> None:
     plain, shifted = (estimator(tensor(r), []) for r in (rewards, [r + shift for r in rewards]))
     assert pytest.approx(plain.tolist(), rel=1e-6, abs=1e-8) == shifted.tolist()
@@ -90,7 +132,8 @@ def test_an_advantage_does_not_depend_on_where_rewards_begin(
 
 def test_equal_rewards_have_no_advantage_for_any_estimator() -> None:
     rewards = torch.full((7,), 0.1, dtype=torch.float64)
-    for estimator in (LeaveOneOut(), GroupNormalized(correction=0), GroupNormalized()):
+    centred = GroupCentered()
+    for estimator in (LeaveOneOut(), GroupNormalized(correction=0), GroupNormalized(), centred):
         assert pytest.approx([0.0] * 7, abs=1e-9) == estimator(rewards, []).tolist()
 
 

@@ -1,7 +1,11 @@
-"""Advantage transforms: against loops, and against the exact entropy of a small softmax."""
+"""Advantage transforms: against loops, and against the exact entropy of a small softmax.
+
+What REPO-D and the decorrelating coefficient do to entropy: see ``test_theory.py``.
+"""
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +13,7 @@ from hypothesis import strategies as st
 
 from isentrope import ConfigError, TokenBatch
 from isentrope_objectives.surrogates import Clipped, Reinforce
-from isentrope_objectives.transforms import RepoR
+from isentrope_objectives.transforms import Decorrelate, RepoD, RepoR
 
 
 def make_batch(logp: torch.Tensor, advantage: torch.Tensor, old: torch.Tensor) -> TokenBatch:
@@ -139,3 +143,101 @@ def test_zeta_zero_changes_nothing() -> None:
 def test_a_zeta_out_of_bounds_is_refused(zeta: float) -> None:
     with pytest.raises(ConfigError, match=r"zeta must be within \[-10, 10\]"):
         RepoR(zeta=zeta)
+
+
+@given(TOKENS, ZETAS, st.floats(-3, 0.99))
+def test_a_floor_is_the_least_that_is_left_of_an_advantage(
+    tokens: list[tuple[float, float]], zeta: float, floor: float
+) -> None:
+    logp, advantage = (list(x) for x in zip(*tokens, strict=True))
+    scale = [1 - zeta * x * ((a > 0) - (a < 0)) for x, a in tokens]
+    expected = [a * max(f, floor) for a, f in zip(advantage, scale, strict=True)]
+    part, batch = RepoR(zeta=zeta, floor=floor), of_lists(logp, advantage)
+    assert pytest.approx(expected, rel=1e-12, abs=1e-12) == part(batch).tolist()
+    found = part.diagnostics(batch)
+    assert {"flipped", "floored"} == set(found)
+    assert [f < floor for f in scale] == found["floored"].tolist()
+    turned = [a != 0 and max(f, floor) < 0 for a, f in zip(advantage, scale, strict=True)]
+    assert turned == found["flipped"].tolist()
+
+
+def test_with_a_floor_of_zero_no_sign_is_reversed_and_what_would_have_been_is_counted() -> None:
+    batch = of_lists([-1.9, -2.1] * 2, [-1.0, -1.0, 1.0, 1.0])
+    part = RepoR(zeta=0.5, floor=0.0)
+    assert pytest.approx([-0.05, 0, 1.95, 2.05]) == part(batch).tolist()
+    found = {name: x.int().tolist() for name, x in part.diagnostics(batch).items()}
+    assert {"flipped": [0] * 4, "floored": [0, 1, 0, 0]} == found
+
+
+def test_repo_r_may_read_the_old_policy_in_advantages_and_diagnostics_alike() -> None:
+    logp, old = (torch.tensor([x], dtype=torch.float64) for x in (-1.0, -4.0))
+    batch = make_batch(logp, -torch.ones(1, dtype=torch.float64), old)
+    assert [-0.5] == RepoR(zeta=0.5, of="present")(batch).tolist()
+    assert [1.0] == RepoR(zeta=0.5, of="old")(batch).tolist()
+    flipped = {
+        of: bool(RepoR(zeta=0.5, of=of).diagnostics(batch)["flipped"]) for of in ("present", "old")
+    }
+    assert {"present": False, "old": True} == flipped
+
+
+@given(TOKENS, ZETAS, st.floats(0, 5))
+def test_repo_d_takes_away_surprise_raw_or_centred(
+    tokens: list[tuple[float, float]], zeta: float, entropy: float
+) -> None:
+    logp, advantage = (list(x) for x in zip(*tokens, strict=True))
+    batch = of_lists(logp, advantage)
+    with_entropy = attrs.evolve(
+        batch, entropy=(batch.logp * 0 + entropy), old_logp=batch.old_logp - 1
+    )
+    for centred, had in ((False, batch), (True, with_entropy)):
+        found = RepoD(zeta=zeta, centred=centred)(had)
+        expected = [a - zeta * (x + entropy * centred) for x, a in tokens]
+        assert pytest.approx(expected, rel=1e-12, abs=1e-12) == found.tolist()
+        assert not found.requires_grad
+
+
+def test_what_a_transform_needs_is_declared_and_no_more() -> None:
+    """Raw, REPO-D needs no pass over the vocabulary."""
+    assert frozenset() == RepoR().needs == RepoD(centred=False).needs
+    assert {"entropy"} == RepoD().needs
+    assert {"entropy", "entropy_response"} == Decorrelate().needs
+    kept = [x.keeps_zero_groups for x in (RepoR(), RepoD(), Decorrelate())]
+    assert [False, True, False] == kept
+
+
+def test_a_coefficient_is_of_one_minibatch_and_leaves_the_part_as_it_was() -> None:
+    part = Decorrelate()
+    x, a, h, r = (
+        torch.tensor(v, dtype=torch.float64)
+        for v in ([-0.5, -2.0], [1.0, 2.0], [1.0, 1.0], [-0.4, 0.2])
+    )
+    batch = attrs.evolve(make_batch(x, a, x), entropy=h, entropy_response=r)
+    prepared = part.prepare(batch)
+    # sum A r = 0; with A = (1, 3), 0.2. sum L r = 0.5 * -0.4 - 1 * 0.2 = -0.4.
+    assert [1.0, 2.0] == prepared(batch).tolist()
+    other = part.prepare(attrs.evolve(batch, advantage=torch.tensor([1.0, 3.0])))
+    assert pytest.approx([1.25, 1.5]) == other(batch).tolist()
+    assert pytest.approx([-0.5, -0.5]) == other.diagnostics(batch)["zeta"].tolist()
+    assert [1.0, 2.0] == part(batch).tolist()
+    assert part == Decorrelate()
+
+
+def test_a_coefficient_is_not_taken_where_surprise_would_raise_entropy() -> None:
+    """In expectation it never does; in a few tokens it may, and the quotient means nothing."""
+    x, a, h, r = (torch.tensor(v, dtype=torch.float64) for v in ([-0.5], [1.0], [1.0], [0.4]))
+    batch = attrs.evolve(make_batch(x, a, x), entropy=h, entropy_response=r)
+    assert [1.0] == Decorrelate().prepare(batch)(batch).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("floor", 1.0), ("floor", 2.0), ("of", "engine"), ("zeta", "much")]
+)
+def test_a_repo_r_that_cannot_be_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        RepoR(**{name: value})
+
+
+@pytest.mark.parametrize("zeta", [101.0, -101.0, float("nan")])
+def test_a_zeta_of_repo_d_out_of_bounds_is_refused(zeta: float) -> None:
+    with pytest.raises(ConfigError, match=r"zeta must be within \[-100, 100\]"):
+        RepoD(zeta=zeta)

@@ -73,7 +73,6 @@ class Bonus(Objective):
     needs = frozenset({"entropy"})
 
     def __call__(self, batch: TokenBatch) -> Tensor:
-        assert batch.entropy is not None
         return Clipped()(batch) - 0.1 * batch.entropy
 
 

@@ -203,7 +203,9 @@ def test_under_fsdp2_log_probs_leave_the_root_unrounded_and_gradients_agree(tmp_
             torch.testing.assert_close(gradient, whole, atol=1e-6, rtol=1e-5)
         scores = policy(inputs, needs=NEEDS)
         assert isinstance(scores, TokenScores)
-        for ours, plain in zip(scores, Policy(qwen3(), 1.0, None)(inputs, needs=NEEDS), strict=True):
+        for ours, plain in zip(
+            scores, Policy(qwen3(), 1.0, None)(inputs, needs=NEEDS), strict=True
+        ):
             torch.testing.assert_close(plain, ours, atol=0, rtol=0)
     finally:
         distributed.destroy_process_group()

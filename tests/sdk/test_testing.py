@@ -520,7 +520,6 @@ class Bonus(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
 
     def __call__(self, batch: TokenBatch) -> Tensor:
-        assert batch.entropy is not None
         return -batch.ratio * batch.advantage - 0.01 * batch.entropy**2
 
 

@@ -96,13 +96,13 @@ class _TokenScores(torch.autograd.Function):
         needs: frozenset[str],
     ) -> tuple[Tensor, Tensor, Tensor]:
         layer = _Layer(hidden, weight, bias, low, up)
-        with torch.autocast(hidden.device.type, enabled=False):
-            chunks = [
-                _evaluate(layer.logits(rows), target[rows, None], temperature, needs)
-                for rows in _chunks(hidden.shape[0], weight.shape[0])
-            ]
-        columns = [torch.cat(column) for column in zip(*chunks, strict=True)]
-        ctx.save_for_backward(hidden, weight, bias, low, up, target, *columns[3:])
+        # Made once: small tensors that outlive their chunk would leave holes in the C heap, into
+        # which the next chunk's large ones do not fit (measured: half a gigabyte of them).
+        columns = hidden.new_empty((6, len(hidden), 1), dtype=torch.float32)
+        for rows in _chunks(hidden.shape[0], weight.shape[0]):
+            found = _evaluate(layer.logits(rows), target[rows, None], temperature, needs)
+            columns[:, rows] = torch.stack(found)
+        ctx.save_for_backward(hidden, weight, bias, low, up, target, columns[3:])
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
         # Not views: FSDP2 would lose its hook if somebody changed one in place.
@@ -112,7 +112,8 @@ class _TokenScores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, low, up, target, top, log_total, mean_gap = ctx.saved_tensors
+        hidden, weight, bias, low, up, target, columns = ctx.saved_tensors
+        top, log_total, mean_gap = columns
         layer = _Layer(hidden, weight, bias, low, up)
         need_hidden, need_weight, need_bias, need_low, need_up = ctx.needs_input_grad[:5]
         d_hidden = torch.empty_like(hidden) if need_hidden else None
@@ -122,27 +123,26 @@ class _TokenScores(torch.autograd.Function):
             for x, needed in ((weight, need_weight), (bias, need_bias), (up, need_up))
         )
         grad_logp, grad_entropy = (None if g is None else g / ctx.temperature for g in grads[:2])
-        with torch.autocast(hidden.device.type, enabled=False):
-            for rows in _chunks(hidden.shape[0], weight.shape[0]):
-                d_logits = _d_logits(
-                    _below(layer.logits(rows), top[rows], ctx.temperature),
-                    log_total[rows],
-                    mean_gap[rows],
-                    target[rows, None],
-                    None if grad_logp is None else grad_logp[rows, None],
-                    None if grad_entropy is None else grad_entropy[rows, None],
-                )
-                if d_hidden is not None:
-                    d_hidden[rows] = _product(d_logits, weight)
-                if d_low is not None:
-                    d_low[rows] = _product(d_logits, up)
-                if d_weight is not None:
-                    d_weight.addmm_(d_logits.T, hidden[rows].float())
-                if d_up is not None:
-                    d_up.addmm_(d_logits.T, low[rows].float())
-                if d_bias is not None:
-                    d_bias += d_logits.sum(0)
-                del d_logits  # or they would live on beside the next chunk's
+        for rows in _chunks(hidden.shape[0], weight.shape[0]):
+            d_logits = _d_logits(
+                _below(layer.logits(rows), top[rows], ctx.temperature),
+                log_total[rows],
+                mean_gap[rows],
+                target[rows, None],
+                None if grad_logp is None else grad_logp[rows, None],
+                None if grad_entropy is None else grad_entropy[rows, None],
+            )
+            if d_hidden is not None:
+                d_hidden[rows] = _product(d_logits, weight)
+            if d_low is not None:
+                d_low[rows] = _product(d_logits, up)
+            if d_weight is not None:
+                d_weight.addmm_(d_logits.T, hidden[rows].float())
+            if d_up is not None:
+                d_up.addmm_(d_logits.T, low[rows].float())
+            if d_bias is not None:
+                d_bias += d_logits.sum(0)
+            del d_logits  # or they would live on beside the next chunk's
         return (
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
@@ -166,7 +166,10 @@ class _Layer:
     up: Tensor | None
 
     def logits(self, rows: slice) -> Tensor:
-        """Return the logits [t, V] of one chunk, in float32, in which products accumulate too."""
+        """Return the logits [t, V] of one chunk, in float32, in which products accumulate too.
+
+        Autocast leaves products with an ``out`` alone, and those in place.
+        """
         hidden = self.hidden[rows].float()
         logits = hidden.new_empty((len(hidden), len(self.weight)))
         for block, part in _blocks(self.weight):
@@ -189,7 +192,7 @@ def _evaluate(
 ) -> tuple[Tensor, ...]:
     """Return log-prob, entropy, response, top logit, log1p(S) and K of one chunk, [t, 1] each.
 
-    Entropy and K are [t, 0] where nothing is needed, the response where it is not. target: [t, 1].
+    Entropy and K are 0 where nothing is needed, the response where it is not. target: [t, 1].
     Overwrites `logits` [t, V].
     """
     top, top_index = logits.max(-1, keepdim=True)
@@ -199,7 +202,7 @@ def _evaluate(
     others = exps.sum(-1, keepdim=True)  # S
     log_total = torch.log1p(others)
     logp = own - log_total
-    nothing = own[:, :0]
+    nothing = torch.zeros_like(own)
     if not needs:
         return logp, nothing, nothing, top, log_total, nothing
     total = 1 + others

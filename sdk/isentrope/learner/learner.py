@@ -9,7 +9,7 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from isentrope.algorithms import Algorithm
+from isentrope.algorithms import Algorithm, of_tokens
 from isentrope.config import LearnerConfig
 from isentrope.episodes import Episode
 from isentrope.errors import ConfigError
@@ -124,10 +124,10 @@ class Learner:
             grad_norm=float(norm),
             skipped=not finite,
             tokens=total_tokens,
-            effective=float(tally.effective) / max(total_tokens, 1),
+            effective=float(sum(tally.effective)) / max(total_tokens, 1),
             diagnostics={n: float(x) / max(total_tokens, 1) for n, x in tally.sums.items()},
-            logp=torch.cat(tally.logp),
-            old_logp=torch.cat(tally.old_logp),
+            logp=torch.cat(tally.logp).cpu(),
+            old_logp=torch.cat(tally.old_logp).cpu(),
         )
 
     def _forward(
@@ -144,7 +144,7 @@ class _Tally:
     """What a step's micro-batches add up to for the log."""
 
     sums: dict[str, Tensor] = field(factory=dict)
-    effective: int = 0
+    effective: list[Tensor] = field(factory=list)
     logp: list[Tensor] = field(factory=list)
     old_logp: list[Tensor] = field(factory=list)
 
@@ -152,16 +152,16 @@ class _Tally:
     def add(self, slot: str, part: Component, batch: TokenBatch) -> None:
         """Add a part's own diagnostics."""
         for name, values in part.diagnostics(batch).items():
-            total = torch.where(batch.mask, _of_tokens(values, batch, part), 0).sum()
+            total = torch.where(batch.mask, of_tokens(values, batch, part), 0).sum()
             key = f"{slot}/{name}"
             self.sums[key] = self.sums[key] + total if key in self.sums else total
 
     def add_tokens(self, batch: TokenBatch) -> None:
         """Add what is known of any loss, after its gradient is."""
         if batch.logp.grad is not None:  # where the loss is of the entropy alone, there is none
-            self.effective += int(batch.logp.grad[batch.mask].count_nonzero())
-        self.logp.append(batch.logp.detach()[batch.mask].cpu())
-        self.old_logp.append(batch.old_logp[batch.mask].cpu())
+            self.effective.append(batch.logp.grad[batch.mask].count_nonzero())
+        self.logp.append(batch.logp.detach()[batch.mask])
+        self.old_logp.append(batch.old_logp[batch.mask])
 
 
 def transformed(algorithm: Algorithm, batch: TokenBatch, tally: _Tally | None = None) -> TokenBatch:
@@ -170,7 +170,7 @@ def transformed(algorithm: Algorithm, batch: TokenBatch, tally: _Tally | None = 
         if isinstance(part, AdvantageTransform):
             if tally is not None:
                 tally.add(slot, part, batch)
-            advantage = _of_tokens(part(batch), batch, part).detach().to(batch.logp.dtype)
+            advantage = of_tokens(part(batch), batch, part).detach().to(batch.logp.dtype)
             batch = attrs.evolve(batch, advantage=advantage)
     return batch
 
@@ -181,7 +181,7 @@ def _loss(algorithm: Algorithm, batch: TokenBatch, tally: _Tally) -> Tensor:
     for slot, part in algorithm.slots().items():
         if isinstance(part, Objective):
             tally.add(slot, part, batch)
-            loss = _of_tokens(part(batch), batch, part)
+            loss = of_tokens(part(batch), batch, part)
             if not loss.requires_grad:
                 raise ConfigError(
                     f"{type(part).__name__} returned a loss without gradient; it must depend on "
@@ -189,14 +189,3 @@ def _loss(algorithm: Algorithm, batch: TokenBatch, tally: _Tally) -> Tensor:
                 )
             total = total + loss
     return total
-
-
-def _of_tokens(values: object, batch: TokenBatch, part: Component) -> Tensor:
-    """Check that a part returned one value per token: any other shape would broadcast."""
-    if isinstance(values, Tensor) and values.shape == batch.logp.shape:
-        return values
-    shape = f"shape {list(values.shape)}" if isinstance(values, Tensor) else repr(values)
-    raise ConfigError(
-        f"{type(part).__name__} must return one value per token, shape {list(batch.logp.shape)}; "
-        f"got {shape}."
-    )

@@ -130,6 +130,5 @@ def token_batch(trajectories: Sequence[Trajectory], device: torch.device, step: 
     )
     if device.type == "cpu":
         return batch
-    fields: dict[str, Any] = attrs.asdict(batch, recurse=False)
-    moved: dict[str, Any] = {k: v.to(device) for k, v in fields.items() if isinstance(v, Tensor)}
+    moved: dict[str, Any] = {name: x.to(device) for name, x in batch.tensors().items()}
     return attrs.evolve(batch, **moved)

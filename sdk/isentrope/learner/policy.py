@@ -30,9 +30,9 @@ class Policy(nn.Module):
     """Log-probs of sampled tokens under the present weights, at the sampling temperature.
 
     Raises `ConfigError` where the model is not in float32 (16-bit weights lose small updates, and
-    merged adapters, in rounding), or where its own logits are more than its head's matrix product
-    (soft-capped or scaled), which the head does not reproduce; where adapters of the head would
-    change the embedding; and where Cut Cross-Entropy is asked for and cannot be had.
+    merged adapters, in rounding), where its own logits are more than its head's matrix product
+    (soft-capped or scaled), which the head does not reproduce, where adapters of the head would
+    change the embedding, and where Cut Cross-Entropy is asked for and cannot be had.
     """
 
     def __init__(

@@ -44,8 +44,6 @@ class Probe:
         scores = learner.scores([t.episode for t in chosen], NEEDS)
         chosen = [evolve(t, old=old) for t, old in zip(chosen, scores, strict=True)]
         batch = token_batch(chosen, learner.device, step=0)
-        assert batch.entropy is not None  # asked for
-        assert batch.entropy_response is not None
         after = transformed(algorithm.prepare(batch), batch)
         return cls(
             tuple(chosen),

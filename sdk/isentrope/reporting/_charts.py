@@ -56,8 +56,27 @@ def of_run(run: History) -> list[Chart]:
                _merged(_of(run, {"reward": "reward", "success": "success"})), from_zero=True),
         _evaluations(run),
         *(_knob(name, [run]) for name in run.moving_knobs()),
-        _chart("Clipped tokens", "share of an iteration's tokens whose ratio was clipped",
+        _chart("Entropy change by the update", "exact entropy of the probe's tokens after the "
+               "update, less before: the same tokens, so no noise of tasks", "nats per token",
+               _of(run, {"probe/entropy_change": "measured"})),
+        _chart("Entropy change predicted", "to first order, for a unit step in the logits: by the "
+               "estimator's advantages, and by the transformed ones", "nats per token",
+               _merged(_of(run, _PREDICTED))),
+        _chart("Entropy of single tokens", "exact, of the probe's tokens before the update",
+               _NATS, _of(run, _SPREAD), from_zero=True),
+        _chart("Clipped tokens", "share of an iteration's tokens whose ratio left the bounds; "
+               "kept: whose advantage pulls it back, so that it keeps its gradient",
                "share of tokens", _of(run, _CLIPPED), from_zero=True),
+        _chart("Tokens with gradient", "share of the learnt tokens whose log-prob had one",
+               "share of tokens", _of(run, {"tokens_effective": "with gradient"}), from_zero=True),
+        _chart("Importance ratios", "quantiles over all steps of an iteration", "ratio",
+               _of(run, _RATIOS), scale="log"),
+        _chart("Advantage and log-prob", "correlation over the learnt tokens, before transforms; "
+               "above zero, learning lowers entropy", "correlation",
+               _of(run, {"advantage_logp_correlation": "correlation"})),
+        _chart("What 16 bits would change", "share of tokens on which a clip at 0.8 and 1.2 would "
+               "decide otherwise, had both log-probs been rounded", "share of tokens",
+               _of(run, _ROUNDING), from_zero=True),
         _chart("Tokens per episode", "sampled tokens", "tokens",
                _of(run, {"tokens_per_episode": "tokens"}), from_zero=True),
         _chart("Turns per episode", "turns that the environment answered", "turns",
@@ -78,7 +97,23 @@ def of_run(run: History) -> list[Chart]:
     return [chart for chart in made if chart is not None]
 
 
-_CLIPPED = {"objective/clip_high": "above", "objective/clip_low": "below"}
+_CLIPPED = {
+    "objective/clip_high": "above",
+    "objective/clip_low": "below",
+    "objective/kept_high": "above, kept",
+    "objective/kept_low": "below, kept",
+}
+_PREDICTED = {
+    "probe/predicted_change": "estimator's",
+    "probe/predicted_change_transformed": "transformed",
+}
+_SPREAD = {
+    "probe/entropy_p90": "90th percentile",
+    "probe/entropy_p50": "median",
+    "probe/entropy_p10": "10th percentile",
+}
+_RATIOS = {"ratio/p99": "99th percentile", "ratio/p50": "median", "ratio/p01": "1st percentile"}
+_ROUNDING = {"rounding/bf16_clip_changed": "bfloat16", "rounding/fp16_clip_changed": "float16"}
 _MISMATCH = {"mismatch_mean": "mean", "mismatch_p99": "99th percentile", "mismatch_max": "maximum"}
 
 

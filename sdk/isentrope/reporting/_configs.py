@@ -16,6 +16,7 @@ _PARTS: tuple[tuple[str, str, Kind], ...] = (
     ("Advantage", "advantage", "advantage"),
     ("Transform", "transforms", "transform"),
     ("Objective", "objective", "objective"),
+    ("Regularizer", "regularizers", "objective"),
     ("Controller", "controllers", "controller"),
 )
 
@@ -92,7 +93,7 @@ def _summary(kind: Kind, name: str) -> str:
 
 
 def _settings(part: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} {_as_toml(v)}" for k, v in part.items() if k != "id")
+    return ", ".join(f"{k} {v}" for k, v in flatten(part) if k != "id")
 
 
 def _as_list(value: Any) -> list[Mapping[str, Any]]:

@@ -62,7 +62,7 @@ def compare_with_differences(part: Objective | AdvantageTransform, batch: TokenB
     batch: float64. Tokens at a kink, where the one-sided differences disagree, are left out.
     Returns whether any gradient differs from 0.
     """
-    names = [n for n in ("logp", "entropy") if getattr(batch, n) is not None]
+    names = [name for name in ("logp", "entropy") if name in batch.tensors()]
     leaves = [getattr(batch, n).detach().clone().requires_grad_() for n in names]
     held = _HoldDetached()
 

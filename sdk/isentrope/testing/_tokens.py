@@ -70,14 +70,15 @@ def scramble_masked(batch: TokenBatch, seed: int) -> TokenBatch:
     """Return the same batch with other values in its masked tokens."""
     rng = torch.Generator().manual_seed(1000 + seed)
 
-    def other(values: Tensor | None) -> Tensor | None:
-        if values is None:
-            return None
+    def other(values: Tensor) -> Tensor:
         strange = 5 * torch.randn(values.shape, generator=rng, dtype=values.dtype)
         return values.detach().where(batch.mask, strange)
 
-    names = ("logp", "old_logp", "engine_logp", "advantage", "entropy", "entropy_response")
-    changed: dict[str, Any] = {name: other(getattr(batch, name)) for name in names}
+    changed: dict[str, Any] = {
+        name: other(tensor)
+        for name, tensor in batch.tensors().items()
+        if tensor.is_floating_point()
+    }
     return attrs.evolve(batch, **changed)
 
 
@@ -85,11 +86,7 @@ def split(batch: TokenBatch) -> Iterator[tuple[Tensor, TokenBatch]]:
     """Cut a batch into micro-batches of whole episodes, with each one's positions in the batch."""
     for episodes in torch.arange(batch.num_sequences).tensor_split((1, 4)):
         positions = torch.isin(batch.sequence, episodes).nonzero()[:, 0]
-        parts: dict[str, Any] = {
-            a.name: value[positions]
-            for a in attrs.fields(TokenBatch)
-            if isinstance(value := getattr(batch, a.name), Tensor)
-        }
+        parts: dict[str, Any] = {name: x[positions] for name, x in batch.tensors().items()}
         parts["sequence"] = parts["sequence"] - episodes[0]
         yield positions, attrs.evolve(batch, **parts, num_sequences=len(episodes))
 

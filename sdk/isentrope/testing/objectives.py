@@ -6,7 +6,7 @@ Shape legend: T tokens of the batch, S episodes, G rollouts of a group.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -168,10 +168,10 @@ class _Probe:
     def pure(self) -> None:
         """Called twice it returns the same, and it leaves the batch alone."""
         batch = self.batch(0)
-        before = {k: v.detach().clone() for k, v in tensors(batch)}
+        before = {k: v.detach().clone() for k, v in batch.tensors().items()}
         first, second = (run(self.part, batch).detach() for _ in range(2))
         require(bool((first == second).all()), "two calls on the same tokens differ")
-        for name, tensor in tensors(batch):
+        for name, tensor in batch.tensors().items():
             require(bool((tensor == before[name]).all()), f"it changed batch.{name} in place")
 
     def diagnostics(self) -> None:
@@ -205,10 +205,10 @@ def values_and_gradients(part: TokenPart, batch: TokenBatch) -> tuple[Tensor, di
     """Return values [T], and for an objective the gradients of their unmasked sum, [T] each."""
     import torch
 
-    leaves = {
-        name: getattr(batch, name).detach().clone().requires_grad_()
-        for name in ("logp", "entropy")
-        if getattr(batch, name) is not None
+    leaves: dict[str, Any] = {
+        name: tensor.detach().clone().requires_grad_()
+        for name, tensor in batch.tensors().items()
+        if name in ("logp", "entropy")
     }
     values = run(part, attrs.evolve(batch, **leaves))
     if not isinstance(part, Objective) or not values.requires_grad:
@@ -227,19 +227,10 @@ def close(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def tensors(batch: TokenBatch) -> Iterator[tuple[str, Tensor]]:
-    """Yield the batch's tensors by name."""
-    import torch
-
-    for a in attrs.fields(TokenBatch):
-        if isinstance(value := getattr(batch, a.name), torch.Tensor):
-            yield a.name, value
-
-
 def _prepared(part: TokenPart, batch: TokenBatch) -> TokenPart:
     """Prepare a part as the learner does: before the forward pass, without gradient."""
-    entropy = None if batch.entropy is None else batch.entropy.detach()
-    return part.prepare(attrs.evolve(batch, logp=batch.old_logp.detach(), entropy=entropy))
+    old: dict[str, Any] = {name: tensor.detach() for name, tensor in batch.tensors().items()}
+    return part.prepare(attrs.evolve(batch, **{**old, "logp": old["old_logp"]}))
 
 
 def _at_knob_ends(part: TokenPart) -> Sequence[TokenPart]:

@@ -20,7 +20,14 @@ from typing import Any
 import attrs
 from attrs import field, frozen, validators
 
-from isentrope import ConfigError, Controller, Knob, Statistics
+from isentrope import (
+    ConfigError,
+    Controller,
+    EntropyTarget,
+    Knob,
+    Statistics,
+    entropy_target,
+)
 
 _finite = [validators.gt(float("-inf")), validators.lt(float("inf"))]
 
@@ -37,10 +44,8 @@ class EntropyPI(Controller):
     """Knob per nat of error."""
     ki: float = field(default=0.05, validator=[validators.ge(0.0), *_finite])
     """Knob per nat of error and iteration."""
-    target: float | None = field(
-        default=None, validator=validators.optional([validators.ge(0.0), *_finite])
-    )
-    """Entropy to hold, nats per token; None: that of the first iteration."""
+    target: EntropyTarget = entropy_target()
+    """Entropy to hold; a number is nats per token. Default: the first iteration's."""
 
     @high.validator
     def _check_range(self, _: attrs.Attribute[float], value: float) -> None:
@@ -48,19 +53,24 @@ class EntropyPI(Controller):
             raise ConfigError(f"high ({value:g}) must be at least low ({self.low:g}).")
 
     @property
+    def needs(self) -> frozenset[str]:
+        """What the target's estimator needs."""
+        return self.target.needs
+
+    @property
     def moves(self) -> Mapping[str, Knob]:
         """The one knob, between the bounds."""
         return {self.knob: Knob(self.low, self.high)}
 
     def target_entropy(self, statistics: Statistics) -> float:
-        """Return `target`, or the first iteration's entropy."""
-        return statistics.initial_entropy if self.target is None else self.target
+        """Return the target in this iteration, nats per token."""
+        return self.target(statistics)
 
     def update(
         self, statistics: Statistics, knobs: Mapping[str, float], memory: dict[str, Any]
     ) -> Mapping[str, float]:
         """Return the knob's next value; remember the error."""
-        error = self.target_entropy(statistics) - statistics.entropy
+        error = self.target.missing(statistics)
         change = self.kp * (error - memory.get("error", 0.0)) + self.ki * error
         memory["error"] = error
         return {self.knob: min(max(knobs[self.knob] + change, self.low), self.high)}
