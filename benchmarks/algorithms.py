@@ -195,7 +195,8 @@ def main() -> None:
     wanted = [(r, s) for s in range(options.seeds) for r in options.runs]
     with ThreadPoolExecutor(2) as pool:
         folders = list(pool.map(lambda job: train(*job, options.iterations, options.out), wanted))
-        measured = list(pool.map(measure, folders))
+    measured = [measure(folder) for folder in folders]  # transformers loads in one thread at a time
+    measured = [measure(folder) for folder in folders]  # transformers loads in one thread at a time
     results: dict[str, list[dict[str, float]]] = {}
     runs: dict[str, list[Path]] = {}
     for (recipe, _), folder, numbers in zip(wanted, folders, measured, strict=True):

@@ -7,10 +7,17 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-import attrs
-from attrs import field, frozen, validators
+from attrs import field, frozen
 
-from isentrope import ConfigError, Controller, EntropyTarget, Knob, Statistics, entropy_target
+from isentrope import (
+    ConfigError,
+    Controller,
+    EntropyTarget,
+    Knob,
+    Statistics,
+    entropy_target,
+    validation,
+)
 
 
 @frozen(kw_only=True)
@@ -20,17 +27,19 @@ class EntropyController(Controller):
     Entropy equal to its target moves nothing.
     """
 
-    knob: str = field(validator=validators.instance_of(str))
+    knob: str = field(validator=validation.text())
     """Path of the knob; more of it must mean more entropy."""
-    low: float = field(validator=validators.gt(0.0))
-    high: float = field(validator=[validators.gt(0.0), validators.lt(math.inf)])
+    low: float = field(validator=validation.real(above=0))
+    high: float = field(validator=validation.real(above=0))
     target: EntropyTarget = entropy_target()
     """Entropy to hold; a number is nats per token. Default: the first iteration's."""
 
-    @high.validator
-    def _check_range(self, _: attrs.Attribute[float], value: float) -> None:
-        if value < self.low:
-            raise ConfigError(f"high ({value:g}) must be at least low ({self.low:g}).")
+    def __attrs_post_init__(self) -> None:
+        """Check the range."""
+        if self.high < self.low:
+            raise ConfigError(
+                f"{type(self).__name__}.high ({self.high:g}) must be at least low ({self.low:g})."
+            )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -84,7 +93,7 @@ class EntropyScale(EntropyController):
     The paper moves the upper clip bound within a range in this way; factor and range are ours.
     """
 
-    factor: float = field(default=1.1, validator=[validators.gt(1.0), validators.lt(math.inf)])
+    factor: float = field(default=1.1, validator=validation.real(above=1))
 
     @property
     def moves(self) -> Mapping[str, Knob]:

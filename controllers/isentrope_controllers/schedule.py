@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import field, frozen, validators
+from attrs import field, frozen
 
-from isentrope import Controller, Knob, Schedule, Statistics
+from isentrope import Controller, Knob, Schedule, Statistics, validation
 
 
 def _schedule(value: Any) -> Schedule:
@@ -18,7 +18,7 @@ def _schedule(value: Any) -> Schedule:
 class Scheduled(Controller):
     """Sets a knob to what a schedule says for the iteration."""
 
-    knob: str = field(validator=validators.instance_of(str))
+    knob: str = field(validator=validation.text())
     """Path of the knob."""
     schedule: Schedule = field(converter=_schedule)
     """``{0: 0.2, 100: 0.05}``: straight lines between iterations, flat before and after."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen, validators
 
-from isentrope import AdvantageEstimator, Episode
+from isentrope import AdvantageEstimator, Episode, validation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ class GroupNormalized(AdvantageEstimator):
 
     correction: int = field(default=1, validator=validators.in_((0, 1)))
     """Of the standard deviation: 1, the sample's (verl, TRL); 0, the population's (LOOP's code)."""
-    eps: float = field(default=1e-6, validator=validators.gt(0))
+    eps: float = field(default=1e-6, validator=validation.real(above=0))
 
     def __call__(self, rewards: Tensor, episodes: Sequence[Episode]) -> Tensor:
         """Return advantages [G]."""

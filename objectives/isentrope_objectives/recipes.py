@@ -29,16 +29,16 @@ def grpo() -> Algorithm:
     )
 
 
-def dr_grpo(norm_length: int = 1024) -> Algorithm:
+def dr_grpo() -> Algorithm:
     """GRPO without its two divisions: by the group's deviation, and by each episode's length.
 
-    norm_length: tokens, a constant, that every episode's sum is divided by instead; a scale only.
+    In the length's place stands a constant, which only scales the loss.
     """
     return attrs.evolve(
         grpo(),
         advantage=GroupCentered(),
         aggregation="seq-mean-token-sum-norm",
-        norm_length=norm_length,
+        norm_length=1024,
     )
 
 

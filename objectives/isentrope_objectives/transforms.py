@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from attrs import field, frozen, validators
 
-from isentrope import AdvantageTransform, TokenBatch, knob
+from isentrope import AdvantageTransform, TokenBatch, knob, validation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,11 +28,13 @@ class RepoR(AdvantageTransform):
     """
 
     zeta: float = knob(1e-4, low=-10.0, high=10.0)
-    floor: float | None = field(default=None, validator=validators.optional(validators.lt(1)))
+    floor: float | None = field(
+        default=None, validator=validators.optional(validation.real(high=1))
+    )
     """Least value of ``A' / A``: 0 keeps a very rare token's advantage from changing its sign,
     which happens where ``log pi < -1 / |zeta|``. None: no floor."""
     of: Literal["present", "old"] = field(
-        default="present", validator=validators.in_(("present", "old"))
+        default="present", validator=validation.one_of(("present", "old"))
     )
     """Whose log-prob: the present policy's, or that of the policy that the iteration began with."""
 

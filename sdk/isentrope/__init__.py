@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isentrope import diagnostics as diagnostics
     from isentrope import testing as testing
+    from isentrope import validation as validation
     from isentrope.algorithms import Aggregation as Aggregation
     from isentrope.algorithms import Algorithm as Algorithm
     from isentrope.algorithms import AlgorithmState as AlgorithmState
@@ -93,7 +94,7 @@ _HOME = {
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 
-_MODULES = ("diagnostics", "testing")
+_MODULES = ("diagnostics", "testing", "validation")
 
 __all__ = sorted([*_MODULE_OF, *_MODULES, "__version__"])
 

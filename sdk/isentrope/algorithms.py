@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
@@ -108,13 +108,11 @@ class Algorithm:
         names in snake case (``repo_r``, ``entropy_ladder``; a second of the same class,
         ``repo_r_2``). In the order of the algorithm's fields.
         """
-        slots: dict[str, Part] = {"advantage": self.advantage, "objective": self.objective}
-        named: tuple[Part, ...] = (*self.transforms, *self.regularizers, *self.controllers)
-        for part in named:
-            name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(part).__name__).lower()
-            numbered = (f"{name}_{number}" for number in count(2))
-            slots[next(n for n in chain([name], numbered) if n not in slots)] = part
-        return slots
+        return name_slots(
+            self.advantage,
+            self.objective,
+            (*self.transforms, *self.regularizers, *self.controllers),
+        )
 
     def knobs(self) -> dict[str, Knob]:
         """Return every knob by path, ``"<slot>.<field>"``."""
@@ -193,9 +191,9 @@ class Algorithm:
         return self.needs.union(*(c.needs for c in self.controllers))
 
     @property
-    def uses_ratio(self) -> bool:
-        """Whether its loss uses importance ratios."""
-        return any(o.uses_ratio for o in (self.objective, *self.regularizers))
+    def with_ratio(self) -> tuple[Objective, ...]:
+        """Those of its losses that use importance ratios."""
+        return tuple(o for o in (self.objective, *self.regularizers) if o.uses_ratio)
 
     @property
     def keeps_zero_groups(self) -> bool:
@@ -206,6 +204,11 @@ class Algorithm:
         """Return the entropy that the controllers steer towards; None where none has a target."""
         targets = [c.target_entropy(statistics) for c in self.controllers]
         return next((t for t in targets if t is not None), None)
+
+    @property
+    def holds_exact_entropy(self) -> bool:
+        """Whether that is an exact entropy, since a controller needs one, and not a sampled."""
+        return any("entropy" in c.needs for c in self.controllers)
 
     def _components(self) -> Iterator[Component]:
         yield self.advantage
@@ -283,6 +286,18 @@ class Algorithm:
                         "a knob obeys one controller."
                     )
                 moved_by[path] = slot
+
+
+def name_slots(
+    advantage: AdvantageEstimator, objective: Objective, others: Iterable[Part]
+) -> dict[str, Part]:
+    """Name the parts of a composition, as `Algorithm.slots` tells."""
+    slots: dict[str, Part] = {"advantage": advantage, "objective": objective}
+    for part in others:
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(part).__name__).lower()
+        numbered = (f"{name}_{number}" for number in count(2))
+        slots[next(n for n in chain([name], numbered) if n not in slots)] = part
+    return slots
 
 
 def of_tokens(values: Any, batch: TokenBatch, part: Component) -> Tensor:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import attrs
 
 from isentrope import parts
-from isentrope.algorithms import Algorithm
+from isentrope.algorithms import Algorithm, name_slots
 from isentrope.engines import EngineConfig
 from isentrope.environments import Guard, TaskSet, TextEnv
 from isentrope.errors import ConfigError, IsentropeError, PluginError, UnknownNameError, within
@@ -133,27 +134,35 @@ def _import(entry_point: str, what: str) -> Any:
 def _override(
     algorithm: Algorithm, overrides: Mapping[str, Any], also: Iterable[str] = ()
 ) -> Algorithm:
-    """Apply field and slot overrides to a composition; `also` names other keys that there are."""
-    slots, own = algorithm.slots(), fields(Algorithm)
-    changed: dict[str, Any] = {}
+    """Apply overrides of fields, then of slots in what that makes; `also` names other keys."""
+    own = fields(Algorithm)
+    values = {name: getattr(algorithm, name) for name in own}
     for key, value in overrides.items():
-        if key in slots:
+        if key in ("advantage", "objective"):
             with within(key):
-                changed[key] = _replace(slots[key], value)
+                values[key] = _replace(values[key], value)
         elif key in own:
-            changed[key] = structure_field(own[key], value)
-        else:
+            values[key] = structure_field(own[key], value)
+    groups = {name: list(_items(values[name])) for name in _GROUPS}
+    slots = name_slots(values["advantage"], values["objective"], chain(*groups.values()))
+    for key, value in overrides.items():
+        if key in own:
+            continue
+        if key not in slots:
             raise UnknownNameError("Key", key, [*own, *slots, *also])
-    names = iter(list(slots)[2:])  # without advantage and objective
-    for name in ("transforms", "regularizers", "controllers"):  # in the order of slots
-        of_name = [next(names) for _ in getattr(algorithm, name)]
-        if name not in changed:
-            changed[name] = [changed.pop(slot, slots[slot]) for slot in of_name]
-    for slot in changed.keys() - own.keys():
-        raise ConfigError(
-            f"{slot} is changed twice: by its own name, and with all the others; choose one."
-        )
-    return attrs.evolve(algorithm, **changed)
+        with within(key):
+            slots[key] = _replace(slots[key], value)
+    changed = iter(list(slots.values())[2:])  # without advantage and objective
+    for name, parts_of_group in groups.items():
+        values[name] = [next(changed) for _ in parts_of_group]
+    return attrs.evolve(algorithm, **values)
+
+
+_GROUPS = ("transforms", "regularizers", "controllers")  # in the order of slots
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _replace(part: Any, value: Any) -> Any:
@@ -238,10 +247,6 @@ def _read_env(value: Any) -> EnvRef:
     return EnvRef(table.pop("id"), table)
 
 
-def _read_target(value: Any) -> EntropyTarget:
-    return build(EntropyTarget, value) if isinstance(value, Mapping) else EntropyTarget.read(value)
-
-
 def _table(value: Any, what: str) -> dict[str, Any]:
     table = {"id": value} if isinstance(value, str) else value
     if not isinstance(table, Mapping) or not isinstance(table.get("id"), str):
@@ -255,6 +260,6 @@ register_writer(_is_component, _write)
 register_reader(Algorithm, _read_algorithm)
 register_reader(Schedule, Schedule.read)
 register_writer(lambda cls: cls is Schedule, Schedule.plain)
-register_reader(EntropyTarget, _read_target)
+register_reader(EntropyTarget, EntropyTarget.read)
 register_reader(EnvRef, _read_env)
 register_writer(lambda cls: cls is EnvRef, lambda ref: {"id": ref.id, **ref.config})

@@ -19,7 +19,7 @@ from isentrope.models import ModelConfig
 from isentrope.plugins import registry
 from isentrope.specs import EnvRef
 from isentrope.structuring import fields, structure, unstructure
-from isentrope.validation import real, whole
+from isentrope.validation import one_of, real, whole
 
 _DEFAULT_IDS = {"model": "tiny-qwen3", "engine": "transformers"}
 """Ids, looked up among the plugins like any other."""
@@ -98,7 +98,7 @@ class LearnerConfig:
     """Gradients are scaled down to this L2 norm."""
     lora: LoraConfig | None = None
     """None: train the full weights."""
-    head: Head = field(default="chunked")
+    head: Head = field(default="chunked", validator=one_of(get_args(Head)))
     """How log-probs come from hidden states: Isentrope's own way, or cut-cross-entropy's, which
     knows no entropy and whose softmax gradient is not exact (package extra ``gpu``)."""
     micro_batch_tokens: int = field(default=4096, validator=_one_or_more)
@@ -106,11 +106,6 @@ class LearnerConfig:
     probe: int = field(default=32, validator=whole(0))
     """Episodes of each iteration whose exact entropy is measured before and after the update, on
     the same tokens, beside the change that theory predicts. 0: none."""
-
-    @head.validator
-    def _check_head(self, _: attrs.Attribute[Any], value: str) -> None:
-        if value not in get_args(Head):
-            raise UnknownNameError("LearnerConfig.head:", value, get_args(Head))
 
     @betas.validator
     def _check_betas(self, _: attrs.Attribute[Any], value: object) -> None:
@@ -171,9 +166,10 @@ class TrainConfig:
 
     def __attrs_post_init__(self) -> None:
         """Check what only the whole can tell."""
-        if self.algorithm.uses_ratio and (self.rollout.top_p < 1 or self.rollout.top_k > 0):
+        with_ratio = self.algorithm.with_ratio
+        if with_ratio and (self.rollout.top_p < 1 or self.rollout.top_k > 0):
             raise ConfigError(
-                f"{type(self.algorithm.objective).__name__} uses importance ratios, which sampling "
+                f"{type(with_ratio[0]).__name__} uses importance ratios, which sampling "
                 f"with top_p={self.rollout.top_p:g}, top_k={self.rollout.top_k} falsifies (the "
                 "learner's log-probs are those of the whole distribution): use top_p=1 and "
                 "top_k=0, or an objective without ratios."

@@ -34,7 +34,7 @@ class UnknownNameError(ConfigError, KeyError):
 
     def __init__(self, what: str, name: str, options: Iterable[str], hint: str = "") -> None:
         self.name = name
-        self.options = tuple(options)
+        self.options = tuple(dict.fromkeys(options))
         super().__init__(f"{what} {name!r} does not exist.{nearest(name, self.options)}{hint}")
 
 

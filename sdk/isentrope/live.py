@@ -61,12 +61,13 @@ class LiveView:
 
     def _line(self, metrics: Mapping[str, Any]) -> str:
         seconds = sum(v for k, v in metrics.items() if k.startswith("seconds/"))
-        target = metrics["entropy_target"]
+        exact = "_exact" if metrics.get("entropy_exact_target") is not None else ""
+        entropy, target = metrics[f"entropy{exact}"], metrics[f"entropy{exact}_target"]
         parts = [
             f"{metrics['iteration']:4d}",
             f"reward {metrics['reward']:.3f}",
             f"success {metrics['success']:.3f}",
-            f"entropy {metrics['entropy']:.3f}" + ("" if target is None else f" -> {target:.3f}"),
+            f"entropy {entropy:.3f}" + ("" if target is None else f" -> {target:.3f}"),
             *(f"{name} {metrics[name]:+.3g}" for name in self._moving),
             f"{metrics['tokens'] / seconds:,.0f} tokens/s",
         ]

@@ -67,12 +67,18 @@ def build(cls: type[T], table: Any) -> T:
 
 
 def edit(instance: T, changes: Mapping[str, Any]) -> T:
-    """Return an attrs instance with some fields changed."""
+    """Return an attrs instance with some fields changed; a table changes fields of a field."""
     known = fields(type(instance))
-    for key in changes:
+    changed: dict[str, Any] = {}
+    for key, value in changes.items():
         if key not in known:
             raise UnknownNameError("Key", str(key), known)
-    changed = {k: structure_field(known[k], v) for k, v in changes.items()}
+        present = getattr(instance, key)
+        if isinstance(value, Mapping) and attrs.has(type(present)) and "id" not in value:
+            with within(key):
+                changed[key] = edit(present, value)
+        else:
+            changed[key] = structure_field(known[key], value)
     return _call(lambda **arguments: attrs.evolve(instance, **arguments), changed)  # type: ignore[misc]  # attrs
 
 

@@ -6,14 +6,13 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
 from isentrope.errors import ConfigError, UnknownNameError
 from isentrope.parts import Statistics
-from isentrope.validation import is_real
+from isentrope.validation import is_real, one_of
 
 Estimator = Literal["sampled", "exact"]
-ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 Points = tuple[tuple[int, float], ...]
 
 
@@ -21,19 +20,19 @@ def _points(given: Any) -> Points:
     if is_real(given):
         return ((0, float(given)),)
     pairs: Any = sorted(given.items(), key=str) if isinstance(given, Mapping) else given
-    wanted = f"must be a number, or pairs of iteration and number; got {given!r}."
+    wanted = f"A schedule must be a number, or pairs of iteration and number; got {given!r}."
     if not isinstance(pairs, Sequence) or isinstance(pairs, str) or not pairs:
         raise ConfigError(wanted)
     points = []
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not is_real(pair[1]):
             raise ConfigError(wanted)
-        iteration = int(pair[0]) if isinstance(pair[0], str) and pair[0].isdigit() else pair[0]
+        iteration = int(pair[0]) if isinstance(pair[0], str) and pair[0].isdecimal() else pair[0]
         if not isinstance(iteration, int) or isinstance(iteration, bool) or iteration < 0:
             raise ConfigError(wanted)
         points.append((iteration, float(pair[1])))
     if len({iteration for iteration, _ in points}) < len(points):
-        raise ConfigError(f"has two values for one iteration: {given!r}.")
+        raise ConfigError(f"A schedule must have one value for an iteration; got {given!r}.")
     return tuple(sorted(points))
 
 
@@ -54,7 +53,8 @@ class Schedule:
 
     def plain(self) -> float | list[list[float]]:
         """Return what `read` takes: a number where it never changes."""
-        return self.points[0][1] if len(self.points) == 1 else [list(p) for p in self.points]
+        constant = len(self.points) == 1 and self.points[0][0] == 0
+        return self.points[0][1] if constant else [list(point) for point in self.points]
 
     def __call__(self, iteration: int) -> float:
         """Return the value at an iteration."""
@@ -86,14 +86,12 @@ class EntropyTarget:
     """As a multiple of the first iteration's; neither given: 1."""
     nats: Schedule | None = field(default=None, converter=_optional)
     """In nats per token."""
-    estimator: Estimator = field(default="sampled")
+    estimator: Estimator = field(default="sampled", validator=one_of(get_args(Estimator)))
     """``"sampled"``: the mean of -log pi over the sampled tokens, which costs nothing (REPO's).
     ``"exact"``: the mean entropy of their full distributions, which has less noise."""
 
     def __attrs_post_init__(self) -> None:
         """Check what the fields mean together."""
-        if self.estimator not in ESTIMATORS:
-            raise UnknownNameError("EntropyTarget.estimator", self.estimator, ESTIMATORS)
         if self.of_initial is not None and self.nats is not None:
             raise ConfigError("EntropyTarget takes of_initial or nats, not both.")
         if any(value < 0 for _, value in self._schedule.points):
@@ -101,12 +99,16 @@ class EntropyTarget:
 
     @classmethod
     def read(cls, value: Any) -> EntropyTarget:
-        """Return a target from a number of nats, a table of fields, a target, or None: default."""
+        """Return a target from a schedule of nats, a table, a target, or None: the default."""
         if value is None:
             return cls()
-        if isinstance(value, Mapping):
-            return cls(**value)
-        return value if isinstance(value, cls) else cls(nats=value)
+        if not isinstance(value, Mapping) or (value and all(str(k).isdecimal() for k in value)):
+            return value if isinstance(value, cls) else cls(nats=value)
+        known = [a.name for a in fields(cls)]
+        for key in value:
+            if key not in known:
+                raise UnknownNameError("Key", str(key), known)
+        return cls(**value)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -140,6 +140,7 @@ class Trainer:
         clock.lap("learn")
         probed = {} if probe is None else probe.metrics(self.learner)
         clock.lap("probe")
+        target = configured.target_entropy(statistics)
         learnt_something = not all(report.skipped for report in reports)
         if learnt_something:
             progress.version += 1
@@ -153,7 +154,8 @@ class Trainer:
             "success": statistics.success,
             "entropy": statistics.entropy,
             "entropy_exact": statistics.exact_entropy,
-            "entropy_target": algorithm.target_entropy(statistics),
+            "entropy_target": None if configured.holds_exact_entropy else target,
+            "entropy_exact_target": target if configured.holds_exact_entropy else None,
             **progress.state.knobs,
             **rollout_metrics(episodes, good, scores),
             **learning_metrics(learnt, reports),

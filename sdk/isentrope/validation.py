@@ -1,17 +1,19 @@
-"""Validators of fields, whose errors are sentences for users.
+"""Validators for the fields of a plugin's classes, whose errors are sentences for users.
 
-attrs' own check bounds but neither type nor finiteness, and word their errors for programmers.
+``low: float = attrs.field(validator=validation.real(above=0))``. attrs' own check bounds but not
+types or finiteness, and word their errors for programmers. All raise `ConfigError`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
 from attrs import Attribute
 
-from isentrope.errors import ConfigError
+from isentrope.errors import ConfigError, UnknownNameError
 
 Validator = Callable[[Any, "Attribute[Any]", Any], None]
 
@@ -46,9 +48,35 @@ def real(
     return check
 
 
+def text() -> Validator:
+    """Require a string that is not empty."""
+
+    def check(instance: object, attribute: Attribute[Any], value: object) -> None:
+        if not isinstance(value, str) or not value:
+            _refuse(instance, attribute, "a string, not empty", value)
+
+    return check
+
+
+def one_of(names: Iterable[str]) -> Validator:
+    """Require one of some names; the error has the nearest."""
+    known = tuple(names)
+
+    def check(instance: object, attribute: Attribute[Any], value: object) -> None:
+        if value not in known:
+            what = f"{type(instance).__name__}.{attribute.name}:"
+            raise UnknownNameError(what, str(value), known)
+
+    return check
+
+
 def is_real(value: object) -> TypeGuard[int | float]:
     """Say whether something is a finite number, and no bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    )
 
 
 def instance_of(kind: type) -> Validator:

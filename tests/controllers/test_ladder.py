@@ -6,11 +6,12 @@ import json
 import math
 from bisect import bisect_left, bisect_right
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isentrope import ConfigError, Knob, Statistics, component, recipe
+from isentrope import ConfigError, EntropyTarget, Knob, Statistics, component, recipe
 from isentrope_controllers.entropy import EntropyLadder
 
 KNOB = "repo_r.zeta"
@@ -111,6 +112,40 @@ def test_a_target_of_zero_is_a_target() -> None:
 def test_one_rung_alone_flips_and_never_leaves() -> None:
     ladder = EntropyLadder(knob=KNOB, low=0.3, high=0.3)
     assert [0.3, -0.3, -0.3, 0.3] == walk(ladder, 0.3, "+--+")
+
+
+@pytest.mark.parametrize(
+    ("target", "wanted"),
+    [
+        (EntropyTarget(), 0.8),
+        (EntropyTarget(of_initial=0.5), 0.4),
+        (EntropyTarget(of_initial={0: 1.0, 6: 0.0}), 0.4),
+        (EntropyTarget(nats={0: 0.9, 6: 0.3}), 0.6),
+    ],
+)
+def test_a_ladder_climbs_below_any_kind_of_target_and_descends_above_it(
+    target: EntropyTarget, wanted: float
+) -> None:
+    """In the third iteration, with H_0 = 0.8."""
+    ladder = EntropyLadder(knob=KNOB, low=1.0, high=8.0, target=target)
+    assert pytest.approx(wanted) == ladder.target_entropy(statistics(0.1, initial=0.8))
+    assert {KNOB: 4.0} == ladder.update(statistics(wanted - 1e-9, initial=0.8), {KNOB: 2.0}, {})
+    assert {KNOB: 1.0} == ladder.update(statistics(wanted + 1e-9, initial=0.8), {KNOB: 2.0}, {})
+
+
+def test_a_ladder_with_an_exact_target_sees_no_sampled_entropy() -> None:
+    ladder = EntropyLadder(
+        knob=KNOB, low=1.0, high=8.0, target=EntropyTarget(of_initial=0.5, estimator="exact")
+    )
+    assert {"entropy"} == ladder.needs
+    assert frozenset() == EIGHT.needs
+    for exact, sampled, moved in (
+        (0.1, 9.0, {KNOB: 4.0}),
+        (0.3, 0.0, {KNOB: 1.0}),
+        (0.2, 9.0, {}),
+    ):
+        now = attrs.evolve(statistics(sampled), exact_entropy=exact, initial_exact_entropy=0.4)
+        assert moved == ladder.update(now, {KNOB: 2.0}, {})
 
 
 class Rungs:

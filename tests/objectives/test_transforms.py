@@ -230,7 +230,7 @@ def test_a_coefficient_is_not_taken_where_surprise_would_raise_entropy() -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("floor", 1.0), ("floor", 2.0), ("of", "engine"), ("zeta", "much")]
+    ("name", "value"), [("floor", 1.5), ("floor", float("nan")), ("of", "engine"), ("zeta", "much")]
 )
 def test_a_repo_r_that_cannot_be_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=name):

@@ -382,10 +382,18 @@ def test_a_composed_table_takes_edits_of_its_own_slots() -> None:
     assert expected == made.transforms
 
 
-def test_a_slot_that_is_changed_twice_is_refused() -> None:
-    assert (
-        "repo_r is changed twice: by its own name, and with all the others; choose one."
-    ) == refusal(recipe, "repo-r", transforms=["repo-r"], repo_r={"zeta": 0.01})
+def test_a_slot_is_looked_up_in_what_the_other_changes_make() -> None:
+    made = recipe(
+        "repo-r",
+        transforms=["repo-d"],
+        repo_d={"zeta": 0.01},
+        entropy_ladder={"knob": "repo_d.zeta"},
+    )
+    assert (component("transform", "repo-d", zeta=0.01),) == made.transforms
+    assert ["repo_d.zeta"] == [c.knob for c in made.controllers]
+    assert "Key 'repo_r' does not exist. Did you mean 'repo_d'?" == refusal(
+        recipe, "repo-r", transforms=["repo-d"], controllers=[], repo_r={"zeta": 0.01}
+    )
 
 
 def test_a_finished_configs_knobs_and_controllers_take_overrides() -> None:

@@ -28,6 +28,7 @@ from isentrope.learner.learner import Learner
 from isentrope.learner.packing import Trajectory
 from isentrope.learner.policy import Policy
 from isentrope.learner.probe import Probe
+from isentrope.parts import NEEDS
 from isentrope_objectives.advantages import LeaveOneOut
 from isentrope_objectives.surrogates import Clipped
 from isentrope_objectives.transforms import Decorrelate, RepoD, RepoR
@@ -96,7 +97,7 @@ def make_trajectories() -> list[Trajectory]:
         )
         for i, patterns in enumerate(PATTERNS)
     ]
-    scores = make_learner().scores(episodes, frozenset())
+    scores = make_learner().scores(episodes, NEEDS)
     return [
         Trajectory(episode, i // 2, old, torch.randn(old.logp.shape, generator=generator))
         for i, (episode, old) in enumerate(zip(episodes, scores, strict=True))

@@ -33,9 +33,13 @@ TINY = {
 
 def left_behind(run: Run) -> tuple[object, ...]:
     """All that a run comes to, apart from the clock's readings."""
-    metrics = [{k: v for k, v in m.items() if not k.startswith("seconds/")} for m in run.metrics]
     policies = [(p / "model.safetensors").read_bytes() for p in (run.policy, run.best)]
-    return metrics, run.episodes, policies
+    return lasting(run), run.episodes, policies
+
+
+def lasting(run: Run) -> list[dict[str, object]]:
+    """Metrics without the clock's."""
+    return [{k: v for k, v in m.items() if not k.startswith("seconds/")} for m in run.metrics]
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +250,73 @@ def test_a_second_task_starts_from_the_best_policy_with_its_own_entropy(
     assert own["entropy"] == own["entropy_target"] == held["entropy"]
     assert 0.5 == held["entropy_target"]
     assert str(uninterrupted.best) == second.config.model.path
+
+
+EXACT = {"entropy_ladder": {"target": {"estimator": "exact"}}}
+SCHEDULED = {"id": "schedule", "knob": "objective.eps_high", "schedule": [[1, 0.3], [3, 0.1]]}
+CONTROLLED = {
+    "adapo": ({"recipe": "adapo"}, "objective.eps_high"),
+    "grpo-bonus": ({"recipe": "grpo-bonus"}, "entropy_bonus.coef"),
+    "repo-d": ({"recipe": "repo-d"}, "repo_d.zeta"),
+    "repo-r, exact": ({"recipe": "repo-r", **EXACT}, "repo_r.zeta"),
+    "schedule": ({"recipe": "grpo", "controllers": [SCHEDULED]}, "objective.eps_high"),
+    "repo-d on dapo, exact": ({"recipe": "repo-d", "on": "dapo", **EXACT}, "repo_d.zeta"),
+}
+SHORT = {
+    **{k: v for k, v in TINY.items() if k not in ("algorithm", "evaluation")},
+    "iterations": 4,
+    "checkpoint_every": 10,
+    "learner": {"lr": 3e-3},
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case if case == "repo-r, exact" else pytest.param(case, marks=pytest.mark.slow)
+        for case in CONTROLLED
+    ],
+)
+def test_a_controller_stopped_in_mid_flight_goes_on_where_it_was(tmp_path, case) -> None:
+    algorithm, knob = CONTROLLED[case]
+    options = {**SHORT, "algorithm": {**algorithm, "minibatch": 16}}
+    whole = isentrope.train(options, out=tmp_path / "whole")
+    run = isentrope.train(options, out=tmp_path / "parts", iterations=2)
+    (folder,) = run.checkpoints.iterdir()
+    state = json.loads((folder / "progress.json").read_text())["state"]
+    first, second = run.metrics
+    exact = first["entropy_exact"]
+    assert (case in ("adapo", "schedule")) == (exact is None)
+    assert (first["entropy"], exact) == (state["initial_entropy"], state["initial_exact_entropy"])
+    assert second[knob] == state["knobs"][knob]
+    resumed = isentrope.train(resume=run, iterations=4)
+    assert (lasting(whole), whole.episodes) == (lasting(resumed), resumed.episodes)
+    policies = [(r.policy / "model.safetensors").read_bytes() for r in (whole, resumed)]
+    assert policies[0] == policies[1]
+    assert 1 < len({m[knob] for m in resumed.metrics})  # it did move
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "exact"])
+def test_a_kept_initial_entropy_is_the_target_by_either_estimator(tmp_path, estimator) -> None:
+    target = {"of_initial": 0.5, "estimator": estimator}
+    algorithm = {"recipe": "repo-r", "minibatch": 16, "entropy_ladder": {"target": target}}
+    options = {**SHORT, "algorithm": algorithm, "initial_entropy": 3.0}
+    run = isentrope.train(options, out=tmp_path / "run", iterations=1)
+    resumed = isentrope.train(resume=run, iterations=2)
+    held = "entropy_exact_target" if estimator == "exact" else "entropy_target"
+    assert [1.5, 1.5] == [m[held] for m in resumed.metrics]
+    assert [2e-4, 4e-4] == [m["repo_r.zeta"] for m in resumed.metrics]  # all entropies are below
+    assert all(m["entropy"] < 1.5 for m in resumed.metrics)
+    assert (estimator == "exact") == all(m["entropy_exact"] for m in resumed.metrics)
+    state = json.loads((resumed.checkpoints / "00000002" / "progress.json").read_text())["state"]
+    assert (3.0, 3.0) == (state["initial_entropy"], state["initial_exact_entropy"])
+
+
+def test_an_initial_entropy_of_zero_is_kept(tmp_path) -> None:
+    algorithm = {"recipe": "repo-r", "minibatch": 16}
+    options = {**SHORT, "algorithm": algorithm, "initial_entropy": 0.0, "iterations": 1}
+    (metrics,) = isentrope.train(options, out=tmp_path / "run").metrics
+    assert (0.0, -1e-4) == (metrics["entropy_target"], metrics["repo_r.zeta"])
 
 
 def test_a_run_without_evaluation_has_no_best_and_says_so(tmp_path) -> None:

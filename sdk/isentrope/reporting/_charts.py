@@ -149,7 +149,7 @@ def of_runs(runs: Sequence[History]) -> list[Chart]:
 
 def entropy_in_words(run: History) -> str:
     """Say how far entropy moved, and whether anything held it."""
-    first, last = run.ends("entropy")
+    first, last = run.ends(run.entropy)
     if first is None or last is None:
         return "Entropy was not measured."
     moved = change(first, last) or 0.0
@@ -160,12 +160,12 @@ def entropy_in_words(run: History) -> str:
 
 
 def _aim_in_words(run: History, last: float) -> str:
-    aim = run.ends("entropy_target")[1]
+    aim = run.ends(run.entropy_target)[1]
     off = change(aim, last)
     if aim is None or off is None:
         return "it had no target"
-    values = run.values("entropy")
-    paired = zip(smooth(values, window(len(values))), run.values("entropy_target"), strict=True)
+    values = run.values(run.entropy)
+    paired = zip(smooth(values, window(len(values))), run.values(run.entropy_target), strict=True)
     farthest = max((abs(change(t, v) or 0.0) for v, t in paired), default=0.0)
     where = "at" if not off else f"{size_in_percent(off)} {'above' if off > 0 else 'below'}"
     return (
@@ -175,14 +175,22 @@ def _aim_in_words(run: History, last: float) -> str:
 
 
 def _entropy(runs: Sequence[History]) -> Chart | None:
-    over = _overlaid(runs)
-    aim = "entropy_target"
-    targets = [
-        Line(_named(runs, run, "target"), run.iterations, run.values(aim), style, "target")
+    measured = [
+        Line("entropy" if len(runs) == 1 else run.name, *run.points(run.entropy), style, "noisy")
         for style, run in enumerate(runs)
-        if aim in run.keys
+        if run.entropy in run.keys
     ]
-    measured = over("entropy")
+    targets = [
+        Line(
+            _named(runs, run, "target"),
+            run.iterations,
+            run.values(run.entropy_target),
+            style,
+            "target",
+        )
+        for style, run in enumerate(runs)
+        if run.entropy_target in run.keys
+    ]
     named = [f"{run.name}: " if len(runs) > 1 else "" for run in runs]
     caption = "\n".join(name + entropy_in_words(run) for name, run in zip(named, runs, strict=True))
     note = "per sampled token, over all usable episodes; the axis need not begin at zero"

@@ -71,6 +71,16 @@ class History:
         return mean(values[: self.span]), mean(values[-self.span :])
 
     @property
+    def entropy(self) -> str:
+        """The metric of the entropy that controllers hold: the exact one where they go by it."""
+        return "entropy_exact" if "entropy_exact_target" in self.keys else "entropy"
+
+    @property
+    def entropy_target(self) -> str:
+        """The metric of what they hold it at."""
+        return f"{self.entropy}_target"
+
+    @property
     def span(self) -> int:
         """How many iterations the ends are."""
         return span_of_ends(len(self.metrics))

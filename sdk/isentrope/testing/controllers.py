@@ -60,6 +60,8 @@ class _Rehearsal:
             iteration=self.iteration,
             entropy=entropy,
             initial_entropy=self.initial_entropy,
+            exact_entropy=entropy,
+            initial_exact_entropy=self.initial_entropy,
             reward=0.5,
             success=0.5,
         )
@@ -147,7 +149,15 @@ class _Probe:
     def direction(self) -> str | None:
         """Entropy below the target moves the knobs to where there is more of it."""
         target = self.pristine.target_entropy(
-            Statistics(iteration=0, entropy=1.0, initial_entropy=1.0, reward=0.5, success=0.5)
+            Statistics(
+                iteration=0,
+                entropy=1.0,
+                initial_entropy=1.0,
+                exact_entropy=1.0,
+                initial_exact_entropy=1.0,
+                reward=0.5,
+                success=0.5,
+            )
         )
         if target is None:
             return "it has no target, so the direction was not checked"
