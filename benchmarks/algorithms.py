@@ -4,7 +4,7 @@ Trains each named run from the same warmed-up policy, two at a time, evaluates t
 with 8 rollouts of every held-out task at temperature 1, prints a Markdown table and writes
 ``<out>/results.json`` and one plot for each page of docs/algorithms. A run that is complete is not
 run again; one that was stopped resumes. Off-policy recipes train two epochs in small minibatches
-(here 32 of 256 rollouts, so 16 steps an iteration; ``-16``: 16 of them, so 32 steps), and clip.
+(here 32 of 256 rollouts, so 16 steps an iteration), and clip.
 
     pip install matplotlib
     python benchmarks/algorithms.py [RUN ...] [--seeds 2] [--iterations 150] [--out runs/recipes]
@@ -48,17 +48,18 @@ RUNS: dict[str, tuple[str, ...]] = {
         *OFF_POLICY,
     ),
     "repo-d": ("algorithm.recipe=repo-d", *OFF_POLICY),
-    "dapo-16": ("algorithm.recipe=dapo", *ROLLOUTS, "algorithm.minibatch=16"),
-    "adapo-16": ("algorithm.recipe=adapo", *ROLLOUTS, "algorithm.minibatch=16"),
+    "dapo-3-epochs": ("algorithm.recipe=dapo", *OFF_POLICY, "algorithm.epochs=3"),
+    "adapo-3-epochs": ("algorithm.recipe=adapo", *OFF_POLICY, "algorithm.epochs=3"),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "adapo-high-1": (*RUNS["adapo"], "algorithm.entropy_scale.high=1.0"),
-    "adapo-factor-1.3": (*RUNS["adapo"], "algorithm.entropy_scale.factor=1.3"),
+    "adapo-factor-1.1": (*RUNS["adapo"], "algorithm.entropy_scale.factor=1.1"),
+    "adapo-4-epochs": (*RUNS["adapo"], "algorithm.epochs=4"),
     "dapo-open": (*RUNS["dapo"], "algorithm.objective.eps_high=10.0"),
+    "grpo-bonus-0.1": (*RUNS["grpo-bonus"], "algorithm.entropy_ladder.high=0.1"),
     "repo-r-narrow": ("algorithm.recipe=repo-r", *OFF_POLICY),
     "repo-r-wide": (*RUNS["repo-r"], "algorithm.entropy_ladder.high=0.5"),
     "repo-r-floor": (*RUNS["repo-r"], "algorithm.repo_r.floor=0.0"),
-    "repo-r-exact": (*RUNS["repo-r"], 'algorithm.entropy_ladder.target={estimator="exact"}'),
     "repo-d-raw": (*RUNS["repo-d"], "algorithm.repo_d.centred=false"),
     "decorrelate": (*RUNS["grpo"], 'algorithm.transforms=["decorrelate"]'),
 }
@@ -71,7 +72,7 @@ PLOTS: dict[str, tuple[str, ...]] = {
     "gspo": ("gspo", "dapo"),
     "entropy-bonus": ("grpo-bonus", "grpo"),
     "repo": ("repo-r", "repo-d", "grpo"),
-    "adapo": ("adapo-16", "dapo-16", "adapo", "dapo"),
+    "adapo": ("adapo-3-epochs", "dapo-3-epochs"),
 }
 """Which runs each page of docs/algorithms compares."""
 
@@ -157,7 +158,8 @@ def plot(page: str, runs: dict[str, list[Path]], folder: Path) -> None:
                 values = [m[key] for m in history]
                 drawn = values if key in knobs[recipe] else _smooth(values)
                 label = recipe if i == 0 else None
-                axis.plot(drawn, color=colours[recipe], label=label, lw=1.3, alpha=0.9)
+                style = ("-", "--", ":")[i % 3]
+                axis.plot(drawn, style, color=colours[recipe], label=label, lw=1.2)
         if title.startswith("entropy"):
             target = histories[lines[0][0]][0][0]["entropy"]
             axis.axhline(target, color="#888888", lw=0.8, ls="--")
@@ -196,13 +198,14 @@ def main() -> None:
     with ThreadPoolExecutor(2) as pool:
         folders = list(pool.map(lambda job: train(*job, options.iterations, options.out), wanted))
     measured = [measure(folder) for folder in folders]  # transformers loads in one thread at a time
-    measured = [measure(folder) for folder in folders]  # transformers loads in one thread at a time
     results: dict[str, list[dict[str, float]]] = {}
     runs: dict[str, list[Path]] = {}
     for (recipe, _), folder, numbers in zip(wanted, folders, measured, strict=True):
         results.setdefault(recipe, []).append(numbers)
         runs.setdefault(recipe, []).append(folder)
-    (options.out / "results.json").write_text(json.dumps(results, indent=1))
+    record = options.out / "results.json"
+    earlier = json.loads(record.read_text()) if record.exists() else {}
+    record.write_text(json.dumps(earlier | results, indent=1))
     print(f"{options.iterations} iterations, {options.seeds} seeds: mean (lowest .. highest)\n")
     print(table(results))
     for page in PLOTS:

@@ -92,10 +92,11 @@ def make_trajectories(learner: Learner, episodes: list[Episode]) -> list[Traject
     def noise(size: int) -> Tensor:
         return torch.randn(size, generator=generator)
 
-    old_logp = [x + 0.1 * noise(x.numel()) for x in learner.log_probs(episodes)]
+    scores = learner.scores(episodes, frozenset())
+    drifted = [x._replace(logp=x.logp + 0.1 * noise(x.logp.numel())) for x in scores]
     return [
-        Trajectory(episode, i // 8, old, noise(1).expand(old.numel()))
-        for i, (episode, old) in enumerate(zip(episodes, old_logp, strict=True))
+        Trajectory(episode, i // 8, old, noise(1).expand(old.logp.numel()))
+        for i, (episode, old) in enumerate(zip(episodes, drifted, strict=True))
     ]
 
 
@@ -112,7 +113,7 @@ def prepare_by_hand(trajectories: list[Trajectory], budget: int) -> list[ByHand]
                 row=inputs.row,
                 column=inputs.column,
                 target=inputs.target,
-                old_logp=torch.cat([t.old_logp for t in part]),
+                old_logp=torch.cat([t.old.logp for t in part]),
                 advantage=torch.cat([t.advantage for t in part]),
                 weight=torch.cat(weight),
             )
@@ -189,7 +190,10 @@ def contestants(
     steps = {"ours": ours, "by hand": by_hand(logp_packed), "all positions": by_hand(logp_padded)}
     losses = [float(step()) for step in steps.values()]  # type: ignore[arg-type]  # a loss each
     assert max(losses) - min(losses) < 1e-5, f"not the same step: {losses}"
-    return steps, {"ours": lambda: learner.log_probs(episodes), "by hand": log_probs_by_hand}
+    return steps, {
+        "ours": lambda: learner.scores(episodes, frozenset()),
+        "by hand": log_probs_by_hand,
+    }
 
 
 def measure(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

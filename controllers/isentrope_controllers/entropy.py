@@ -9,20 +9,12 @@ from typing import Any
 
 from attrs import field, frozen
 
-from isentrope import (
-    ConfigError,
-    Controller,
-    EntropyTarget,
-    Knob,
-    Statistics,
-    entropy_target,
-    validation,
-)
+from isentrope import ConfigError, EntropyController, Knob, Statistics, validation
 
 
 @frozen(kw_only=True)
-class EntropyController(Controller):
-    """What they share: a knob, its range, and the entropy to hold.
+class Stepwise(EntropyController):
+    """What they share: a knob, its range, and a step up or down.
 
     Entropy equal to its target moves nothing.
     """
@@ -31,8 +23,6 @@ class EntropyController(Controller):
     """Path of the knob; more of it must mean more entropy."""
     low: float = field(validator=validation.real(above=0))
     high: float = field(validator=validation.real(above=0))
-    target: EntropyTarget = entropy_target()
-    """Entropy to hold; a number is nats per token. Default: the first iteration's."""
 
     def __attrs_post_init__(self) -> None:
         """Check the range."""
@@ -40,15 +30,6 @@ class EntropyController(Controller):
             raise ConfigError(
                 f"{type(self).__name__}.high ({self.high:g}) must be at least low ({self.low:g})."
             )
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the target's estimator needs."""
-        return self.target.needs
-
-    def target_entropy(self, statistics: Statistics) -> float:
-        """Return the target in this iteration, nats per token."""
-        return self.target(statistics)
 
     def update(
         self, statistics: Statistics, knobs: Mapping[str, float], memory: dict[str, Any]
@@ -64,7 +45,7 @@ class EntropyController(Controller):
 
 
 @frozen(kw_only=True)
-class EntropyLadder(EntropyController):
+class EntropyLadder(Stepwise):
     """Doubles and halves a knob, through zero to the other sign (REPO; paper, section 5.1).
 
     The rungs are ``... -4*low -2*low -low | +low +2*low +4*low ...``. Each iteration, entropy below
@@ -87,13 +68,13 @@ class EntropyLadder(EntropyController):
 
 
 @frozen(kw_only=True)
-class EntropyScale(EntropyController):
+class EntropyScale(Stepwise):
     """Multiplies and divides a positive knob by a factor, within [low, high] (ADAPO; paper, 5.2).
 
     The paper moves the upper clip bound within a range in this way; factor and range are ours.
     """
 
-    factor: float = field(default=1.1, validator=validation.real(above=1))
+    factor: float = field(default=1.2, validator=validation.real(above=1))
 
     @property
     def moves(self) -> Mapping[str, Knob]:

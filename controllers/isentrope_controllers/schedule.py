@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from attrs import field, frozen
 
@@ -17,6 +17,8 @@ def _schedule(value: Any) -> Schedule:
 @frozen(kw_only=True)
 class Scheduled(Controller):
     """Sets a knob to what a schedule says for the iteration."""
+
+    absolute: ClassVar[bool] = True
 
     knob: str = field(validator=validation.text())
     """Path of the knob."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen, validators
+from attrs import field, frozen
 
 from isentrope import AdvantageEstimator, Episode, validation
 
@@ -34,7 +34,7 @@ class GroupNormalized(AdvantageEstimator):
     ``A_i = (R_i - mean R) / (std R + eps)``. GRPO (paper, section 2; Shao et al. 2024).
     """
 
-    correction: int = field(default=1, validator=validators.in_((0, 1)))
+    correction: int = field(default=1, validator=validation.one_of((0, 1)))
     """Of the standard deviation: 1, the sample's (verl, TRL); 0, the population's (LOOP's code)."""
     eps: float = field(default=1e-6, validator=validation.real(above=0))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import attrs
 
-from isentrope import AdvantageTransform, Algorithm, Controller, component, recipe
+from isentrope import Algorithm, component, recipe
 from isentrope_objectives.advantages import GroupCentered, GroupNormalized, LeaveOneOut
 from isentrope_objectives.surrogates import Clipped, EntropyBonus, Reinforce, SequenceClipped
 from isentrope_objectives.transforms import RepoD, RepoR
@@ -60,7 +60,7 @@ def gspo() -> Algorithm:
 def adapo() -> Algorithm:
     """DAPO whose upper bound moves to hold the first entropy."""
     controller = component(
-        "controller", "entropy-scale", knob="objective.eps_high", low=0.1, high=5.0
+        "controller", "entropy-scale", knob="objective.eps_high", low=0.02, high=5.0
     )
     return attrs.evolve(dapo(), controllers=[controller])
 
@@ -68,7 +68,7 @@ def adapo() -> Algorithm:
 def grpo_bonus() -> Algorithm:
     """GRPO with an entropy bonus whose weight a ladder moves to hold the first entropy."""
     ladder = component(
-        "controller", "entropy-ladder", knob="entropy_bonus.coef", low=1e-4, high=0.1
+        "controller", "entropy-ladder", knob="entropy_bonus.coef", low=1e-4, high=0.02
     )
     return attrs.evolve(grpo(), regularizers=[EntropyBonus(coef=1e-4)], controllers=[ladder])
 
@@ -78,8 +78,7 @@ def repo_r(on: str = "grpo") -> Algorithm:
 
     on: the recipe that it is added to.
     """
-    ladder = component("controller", "entropy-ladder", knob="repo_r.zeta", low=1e-4, high=0.05)
-    return _add(recipe(on), RepoR(zeta=1e-4), ladder)
+    return _under_a_ladder(recipe(on), RepoR(zeta=1e-4), low=1e-4, high=0.05)
 
 
 def repo_d(on: str = "grpo") -> Algorithm:
@@ -87,13 +86,12 @@ def repo_d(on: str = "grpo") -> Algorithm:
 
     on: the recipe that it is added to.
     """
-    ladder = component("controller", "entropy-ladder", knob="repo_d.zeta", low=1e-3, high=10.0)
-    return _add(recipe(on), RepoD(zeta=1e-3), ladder)
+    return _under_a_ladder(recipe(on), RepoD(zeta=1e-3), low=1e-3, high=10.0)
 
 
-def _add(to: Algorithm, transform: AdvantageTransform, controller: Controller) -> Algorithm:
-    return attrs.evolve(
-        to,
-        transforms=[*to.transforms, transform],
-        controllers=[*to.controllers, controller],
-    )
+def _under_a_ladder(to: Algorithm, transform: RepoR | RepoD, low: float, high: float) -> Algorithm:
+    """Add a transform, and a ladder that moves its zeta, whatever its slot will be called."""
+    added = attrs.evolve(to, transforms=[*to.transforms, transform])
+    (slot,) = [name for name, part in added.slots().items() if part is transform]
+    ladder = component("controller", "entropy-ladder", knob=f"{slot}.zeta", low=low, high=high)
+    return attrs.evolve(added, controllers=[*to.controllers, ladder])

@@ -64,7 +64,7 @@ class RepoD(AdvantageTransform):
     keeps_zero_groups: ClassVar[bool] = True
 
     zeta: float = knob(1e-3, low=-100.0, high=100.0)
-    centred: bool = True
+    centred: bool = field(default=True, validator=validation.flag())
     """Subtract L, whose mean in every state is 0; else ``log pi`` itself, which has the same
     gradient in expectation with more noise, and another one under a clip."""
 
@@ -84,11 +84,11 @@ class RepoD(AdvantageTransform):
 class Decorrelate(AdvantageTransform):
     """REPO-D with the zeta at which entropy stays as it is, to first order.
 
-    ``A' = A - zeta* L``, ``zeta* = sum A * response / sum L * response`` over the minibatch, with
-    `TokenBatch.entropy_response`: the predicted change of the entropy (Cor. 2) is linear in the
-    advantage, and zeta* is where it is 0. Derived here (the paper names the idea, not a formula).
-    It follows from the policy that the iteration began with, and from the advantages that the
-    transforms before it make.
+    ``A' = A - zeta* L``, ``zeta* = sum w A response / sum w L response`` over the minibatch, with
+    `TokenBatch.weight` and `TokenBatch.entropy_response`: the predicted change of the entropy
+    (Cor. 2) is linear in the advantage, and zeta* is where it is 0. Derived here (the paper names
+    the idea, not a formula). It follows from the policy that the iteration began with, and from
+    the advantages that the transforms before it make.
     """
 
     needs = frozenset({"entropy", "entropy_response"})
@@ -98,9 +98,10 @@ class Decorrelate(AdvantageTransform):
 
     def prepare(self, minibatch: TokenBatch) -> Decorrelate:
         """Return a copy that knows zeta* of this minibatch; 0 where nothing responds."""
-        response = minibatch.entropy_response[minibatch.mask].double()
-        predicted = (minibatch.advantage[minibatch.mask] * response).sum()
-        per_zeta = (_surprise(minibatch)[minibatch.mask] * response).sum()  # E: -sum (pi L)^2
+        kept = minibatch.mask
+        response = (minibatch.weight * minibatch.entropy_response)[kept].double()
+        predicted = (minibatch.advantage[kept] * response).sum()
+        per_zeta = (_surprise(minibatch)[kept] * response).sum()  # in expectation -sum (pi L)^2
         prepared = copy.copy(self)
         zeta = float(predicted / per_zeta) if per_zeta < 0 else 0.0
         object.__setattr__(prepared, "_zeta", zeta)

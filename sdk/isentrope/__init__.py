@@ -67,9 +67,9 @@ if TYPE_CHECKING:
     from isentrope.specs import ComponentSpec as ComponentSpec
     from isentrope.specs import EnvRef as EnvRef
     from isentrope.specs import EnvSpec as EnvSpec
+    from isentrope.targets import EntropyController as EntropyController
     from isentrope.targets import EntropyTarget as EntropyTarget
     from isentrope.targets import Schedule as Schedule
-    from isentrope.targets import entropy_target as entropy_target
 
 _HOME = {
     "algorithms": "Aggregation Algorithm AlgorithmState",
@@ -90,7 +90,7 @@ _HOME = {
     "rollout.ledger": "TokenLedger",
     "runs": "Run",
     "specs": "ComponentSpec EnvRef EnvSpec",
-    "targets": "EntropyTarget Schedule entropy_target",
+    "targets": "EntropyController EntropyTarget Schedule",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 

@@ -17,11 +17,13 @@ from isentrope.parts import (
     AdvantageTransform,
     Component,
     Controller,
+    Estimator,
     Knob,
     Objective,
     Part,
     Statistics,
     TokenBatch,
+    TokenPart,
 )
 from isentrope.validation import instance_of, whole
 
@@ -53,10 +55,11 @@ class AlgorithmState:
 
 
 _C = TypeVar("_C")
+_P = TypeVar("_P", bound=TokenPart)
 
 
 def _sequence_of(value: Any) -> tuple[Any, ...]:
-    return (value,) if isinstance(value, (Component, Controller)) else tuple(value)
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 @frozen(kw_only=True)
@@ -141,18 +144,16 @@ class Algorithm:
 
         Each transform sees what those before it make of the advantages, the losses what all do.
         """
-        advantage = self.advantage.prepare(minibatch)
         transforms: list[AdvantageTransform] = []
         for part in self.transforms:
-            transforms.append(part.prepare(minibatch))
+            transforms.append(_prepare(part, minibatch))
             values = of_tokens(transforms[-1](minibatch), minibatch, part)
             minibatch = attrs.evolve(minibatch, advantage=values)
         return attrs.evolve(
             self,
-            advantage=advantage,
             transforms=transforms,
-            objective=self.objective.prepare(minibatch),
-            regularizers=[part.prepare(minibatch) for part in self.regularizers],
+            objective=_prepare(self.objective, minibatch),
+            regularizers=[_prepare(part, minibatch) for part in self.regularizers],
         )
 
     def control(self, statistics: Statistics, state: AlgorithmState) -> None:
@@ -183,7 +184,7 @@ class Algorithm:
     @property
     def needs(self) -> frozenset[str]:
         """What its components need the learner to compute."""
-        return frozenset().union(*(c.needs for c in self._components()))
+        return frozenset().union(*(part.needs for part in self._token_parts()))
 
     @property
     def needs_of_experience(self) -> frozenset[str]:
@@ -200,21 +201,29 @@ class Algorithm:
         """Whether groups with equal rewards still carry gradient."""
         return any(c.keeps_zero_groups for c in self._components())
 
-    def target_entropy(self, statistics: Statistics) -> float | None:
-        """Return the entropy that the controllers steer towards; None where none has a target."""
-        targets = [c.target_entropy(statistics) for c in self.controllers]
+    def target_entropy(
+        self, statistics: Statistics, estimator: Estimator | None = None
+    ) -> float | None:
+        """Return the entropy that the first controller with a target steers towards.
+
+        estimator: only of those that steer by it.
+        """
+        exact = estimator == "exact"
+        targets = [
+            controller.target_entropy(statistics)
+            for controller in self.controllers
+            if estimator is None or exact == ("entropy" in controller.needs)
+        ]
         return next((t for t in targets if t is not None), None)
 
-    @property
-    def holds_exact_entropy(self) -> bool:
-        """Whether that is an exact entropy, since a controller needs one, and not a sampled."""
-        return any("entropy" in c.needs for c in self.controllers)
-
-    def _components(self) -> Iterator[Component]:
-        yield self.advantage
+    def _token_parts(self) -> Iterator[TokenPart]:
         yield self.objective
         yield from self.transforms
         yield from self.regularizers
+
+    def _components(self) -> Iterator[Component]:
+        yield self.advantage
+        yield from self._token_parts()
 
     def _map(self, change: Any) -> Algorithm:
         components = [
@@ -243,10 +252,10 @@ class Algorithm:
             )
 
     def _check_parts(self) -> None:
-        parts: tuple[Part, ...] = (*self._components(), *self.controllers)
-        for part in parts:
-            for need in part.needs - NEEDS:
-                raise UnknownNameError(f"{type(part).__name__}.needs:", need, NEEDS)
+        for part in self._token_parts():
+            _check_needs(part, NEEDS)
+        for controller in self.controllers:
+            _check_needs(controller, frozenset({"entropy"}))
         for loss in (self.objective, *self.regularizers):
             if loss.on_policy and (self.epochs > 1 or self.minibatch is not None):
                 raise ConfigError(
@@ -280,6 +289,12 @@ class Algorithm:
                         f"Controller {slot!r} may move {path!r} within {range_}, but that knob's "
                         f"bounds are {knobs[path]}."
                     )
+                begins = self.initial_state().knobs[path]
+                if not part.absolute and begins not in range_:
+                    raise ConfigError(
+                        f"Controller {slot!r} moves {path!r} within {range_}, but it begins at "
+                        f"{begins:g}: widen the one, or change the other."
+                    )
                 if path in moved_by:
                     raise ConfigError(
                         f"Controllers {moved_by[path]!r} and {slot!r} both move {path!r}; "
@@ -300,6 +315,16 @@ def name_slots(
     return slots
 
 
+def _prepare(part: _P, minibatch: TokenBatch) -> _P:
+    prepared = part.prepare(minibatch)
+    if not isinstance(prepared, type(part)):
+        raise ConfigError(
+            f"{type(part).__name__}.prepare must return the {type(part).__name__} to use; got "
+            f"{prepared!r}."
+        )
+    return prepared
+
+
 def of_tokens(values: Any, batch: TokenBatch, part: Component) -> Tensor:
     """Check that a part returned one value per token: any other shape would broadcast."""
     shape = getattr(values, "shape", None)
@@ -312,7 +337,17 @@ def of_tokens(values: Any, batch: TokenBatch, part: Component) -> Tensor:
     )
 
 
+def _check_needs(part: TokenPart | Controller, known: frozenset[str]) -> None:
+    name = f"{type(part).__name__}.needs"
+    if not isinstance(part.needs, (set, frozenset)):
+        raise ConfigError(f"{name} must be a set of names; got {part.needs!r}.")
+    for need in part.needs - known:
+        raise UnknownNameError(f"{name}:", need, known)
+
+
 def _knob_fields(part: Part) -> list[attrs.Attribute[Any]]:
+    if isinstance(part, Controller):  # which is asked as it was configured
+        return []
     cls: type = type(part)
     return [a for a in attrs.fields(cls) if "knob" in a.metadata] if attrs.has(cls) else []
 

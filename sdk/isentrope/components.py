@@ -96,7 +96,15 @@ def recipe(name: str, **overrides: Any) -> Algorithm:
     spec = registry().find("recipe", strict(name, str))
     compose = _import(spec.entry_point, f"recipe {name!r}")
     parameters = inspect.signature(compose).parameters
-    made = compose(**{key: overrides.pop(key) for key in parameters if key in overrides})
+    own = {key: overrides.pop(key) for key in parameters if key in overrides}
+    try:
+        made = compose(**own)
+    except IsentropeError:
+        raise
+    except Exception as error:  # a stranger's function
+        raise ConfigError(
+            f"Recipe {name!r} cannot be made: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(made, Algorithm):
         raise PluginError(f"Recipe {name!r} returned a {type(made).__name__}, not an Algorithm.")
     return _override(made, overrides, also=parameters)

@@ -19,7 +19,7 @@ from isentrope.models import ModelConfig
 from isentrope.plugins import registry
 from isentrope.specs import EnvRef
 from isentrope.structuring import fields, structure, unstructure
-from isentrope.validation import one_of, real, whole
+from isentrope.validation import flag, instance_of, one_of, real, whole
 
 _DEFAULT_IDS = {"model": "tiny-qwen3", "engine": "transformers"}
 """Ids, looked up among the plugins like any other."""
@@ -83,7 +83,7 @@ class LoraConfig:
 
     r: int = field(default=16, validator=_one_or_more)
     alpha: float = field(default=32.0, validator=_positive)
-    head: bool = False
+    head: bool = field(default=False, validator=flag())
     """Also adapt the output layer, unless it is the embedding too."""
 
 
@@ -96,7 +96,9 @@ class LearnerConfig:
     betas: tuple[float, float] = field(default=(0.9, 0.95))
     max_grad_norm: float = field(default=1.0, validator=_positive)
     """Gradients are scaled down to this L2 norm."""
-    lora: LoraConfig | None = None
+    lora: LoraConfig | None = field(
+        default=None, validator=validators.optional(instance_of(LoraConfig))
+    )
     """None: train the full weights."""
     head: Head = field(default="chunked", validator=one_of(get_args(Head)))
     """How log-probs come from hidden states: Isentrope's own way, or cut-cross-entropy's, which
@@ -289,7 +291,7 @@ def _merge(data: dict[str, Any], path: list[str], value: Any) -> None:
     with within(key):
         table = {} if fresh else _as_table(data.get(key), key)
         for inner, item in value.items():
-            _merge(table, inner.split("."), item)
+            _merge(table, str(inner).split("."), item)
     data[key] = table
 
 

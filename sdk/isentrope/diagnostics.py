@@ -1,7 +1,7 @@
 """The paper's theory as instruments: plain functions of what training has at hand.
 
 Each takes tensors [T], one value per sampled token, computes in float64 and returns plain numbers.
-The learner logs all of them in every iteration.
+An iteration that learns logs them: docs/diagnostics.md.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from isentrope.errors import UnknownNameError
+
 DTYPES: Mapping[str, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
@@ -21,26 +23,39 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
-def predicted_entropy_change(advantage: Tensor, entropy_response: Tensor) -> float:
-    """Return the first-order change of mean entropy, nats per token, for a unit step in the logits.
+def predicted_entropy_change(
+    advantage: Tensor, entropy_response: Tensor, weight: Tensor | None = None
+) -> float:
+    """Return the first-order change of entropy, nats per token and unit of learning rate.
 
-    ``mean_t[A * response]``, with ``response = -(pi * L - sum_a pi_a^2 L_a)``, ``L = log pi + H``.
-    In expectation over the sampled tokens it is Cor. 2, ``-sum_a pi_a^2 (A - E A)(a) L(a)``, exact
-    for a softmax per state; of a network whose states share parameters it tells the sign and
-    compares transforms, not the size.
+    Of a policy-gradient step in the logits, as if each state had its own:
+    ``sum_t w A response / sum_t w``, with ``response = -(pi * L - sum_a pi_a^2 L_a)``,
+    ``L = log pi + H``. In expectation over the sampled tokens it is Cor. 2,
+    ``-sum_a pi_a^2 (A - E A)(a) L(a)``, exact for a softmax per state; of a network whose states
+    share parameters it compares transforms, and tells neither the size nor always the sign.
+
+    weight: [T], the tokens' weights in the loss (`TokenBatch.weight`); None: all alike.
     """
-    return float((advantage.double() * entropy_response.double()).mean())
+    change = advantage.detach().double() * entropy_response.detach().double()
+    if weight is None:
+        return float(change.mean())
+    return float((weight.double() * change).sum() / weight.double().sum())
 
 
 def covariance(advantage: Tensor, logp: Tensor) -> float:
-    """Return the covariance of advantage and log-prob: positive, and entropy is about to fall."""
-    a, x = advantage.double(), logp.double()
+    """Return the covariance of advantage and log-prob over tokens.
+
+    Within a state, a natural gradient step changes its entropy by minus this (Cui et al. 2025).
+    Over tokens of many states it also holds what differs between states.
+    """
+    a, x = advantage.detach().double(), logp.detach().double()
     return float(((a - a.mean()) * (x - x.mean())).mean())
 
 
 def correlation(advantage: Tensor, logp: Tensor) -> float | None:
     """Return their correlation; None where either is constant."""
-    scale = float(advantage.double().std(correction=0) * logp.double().std(correction=0))
+    a, x = advantage.detach().double(), logp.detach().double()
+    scale = float(a.std(correction=0) * x.std(correction=0))
     return covariance(advantage, logp) / scale if scale > 0 else None
 
 
@@ -79,7 +94,7 @@ def quantiles(values: Tensor, at: tuple[float, ...] = (0.01, 0.1, 0.5, 0.9, 0.99
 
 def mismatch(old_logp: Tensor, engine_logp: Tensor) -> dict[str, float]:
     """Return mean, 99th percentile and maximum of ``|old_logp - engine_logp|``, in nats."""
-    difference = (old_logp.double() - engine_logp.double()).abs()
+    difference = (old_logp.detach().double() - engine_logp.detach().double()).abs()
     return {
         "mean": float(difference.mean()),
         "p99": quantiles(difference, (0.99,))[0],
@@ -108,6 +123,8 @@ def rounding(logp: Tensor, old_logp: Tensor, dtype: str, *, clip: float = 0.2) -
     equal ones.
     """
     new, old = logp.detach().double(), old_logp.detach().double()
+    if dtype not in DTYPES:
+        raise UnknownNameError("Dtype", str(dtype), DTYPES)
     kind = DTYPES[dtype]
     true = (new - old).exp()
     low, high = torch.finfo(kind).min, torch.finfo(kind).max

@@ -33,7 +33,7 @@ class UnknownNameError(ConfigError, KeyError):
     """
 
     def __init__(self, what: str, name: str, options: Iterable[str], hint: str = "") -> None:
-        self.name = name
+        self.name = name = str(name)
         self.options = tuple(dict.fromkeys(options))
         super().__init__(f"{what} {name!r} does not exist.{nearest(name, self.options)}{hint}")
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import attrs
 from attrs import field, frozen
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from isentrope.episodes import Episode
 
+Estimator = Literal["sampled", "exact"]
+"""How entropy is measured: over the sampled tokens, or their full distributions."""
 NEEDS = frozenset({"entropy", "entropy_response"})
 """What a part may ask the learner to compute beyond log-probs: fields of `TokenBatch`."""
 
@@ -63,6 +65,7 @@ class TokenBatch:
     """Optimizer steps taken since the experience was collected; 0 is strictly on-policy."""
     _entropy: Tensor | None = None
     _entropy_response: Tensor | None = None
+    _weight: Tensor | None = None
 
     @property
     def entropy(self) -> Tensor:
@@ -82,6 +85,16 @@ class TokenBatch:
         Raises `ConfigError` unless a part of the algorithm `needs` it.
         """
         return _computed("entropy_response", self._entropy_response)
+
+    @property
+    def weight(self) -> Tensor:
+        """[T] float32: what the learner multiplies each token's loss by: 0 for a masked one.
+
+        It follows from the aggregation. In a batch made by hand, all tokens count alike.
+        """
+        if self._weight is not None:
+            return self._weight
+        return self.mask.to(self.logp.dtype) / self.mask.sum().clamp(min=1)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor that there is, [T] each, by the name that the constructor takes."""
@@ -120,7 +133,8 @@ class Knob:
     high: float
 
     def __contains__(self, value: object) -> bool:
-        return isinstance(value, Real) and self.low <= float(value) <= self.high
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        return number and self.low <= float(value) <= self.high  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         return f"[{self.low:g}, {self.high:g}]"
@@ -141,7 +155,15 @@ def knob(default: float, *, low: float, high: float) -> Any:
 
 
 class Component(ABC):
-    """What the parts of an algorithm have in common."""
+    """What estimators, transforms and objectives have in common."""
+
+    keeps_zero_groups: ClassVar[bool] = False
+    """True where groups whose rewards are all equal still carry gradient through this part; they
+    are then not filtered out."""
+
+
+class TokenPart(Component):
+    """What transforms and objectives have in common: they act token by token, inside the loss."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -150,10 +172,6 @@ class Component(ABC):
         A class attribute does: ``needs = frozenset({"entropy"})``.
         """
         return frozenset()
-
-    keeps_zero_groups: ClassVar[bool] = False
-    """True where groups whose rewards are all equal still carry gradient through this part; they
-    are then not filtered out."""
 
     def prepare(self, minibatch: TokenBatch) -> Self:
         """Return the part to use for one minibatch, given all of the minibatch's tokens.
@@ -187,7 +205,7 @@ class AdvantageEstimator(Component):
         """
 
 
-class AdvantageTransform(Component):
+class AdvantageTransform(TokenPart):
     """From advantages to advantages, token by token, inside the loss."""
 
     @abstractmethod
@@ -195,7 +213,7 @@ class AdvantageTransform(Component):
         """Return new advantages [T] float32; the learner detaches them."""
 
 
-class Objective(Component):
+class Objective(TokenPart):
     """From a batch to a loss per token, to be minimised. Never normalises: the learner does."""
 
     on_policy: ClassVar[bool] = False
@@ -238,6 +256,9 @@ class Controller(ABC):
     def needs(self) -> frozenset[str]:
         """What must be measured of the experience: ``{"entropy"}`` for `exact_entropy`."""
         return frozenset()
+
+    absolute: ClassVar[bool] = False
+    """True where it sets its knobs whatever they were, so that they may begin out of its range."""
 
     @property
     @abstractmethod

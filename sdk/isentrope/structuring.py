@@ -74,7 +74,8 @@ def edit(instance: T, changes: Mapping[str, Any]) -> T:
         if key not in known:
             raise UnknownNameError("Key", str(key), known)
         present = getattr(instance, key)
-        if isinstance(value, Mapping) and attrs.has(type(present)) and "id" not in value:
+        known_inside = fields(type(present)) if attrs.has(type(present)) else {}
+        if isinstance(value, Mapping) and value.keys() <= known_inside.keys():
             with within(key):
                 changed[key] = edit(present, value)
         else:

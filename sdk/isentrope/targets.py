@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from attrs import field, fields, frozen
 
 from isentrope.errors import ConfigError, UnknownNameError
-from isentrope.parts import Statistics
+from isentrope.parts import Controller, Estimator, Statistics
 from isentrope.validation import is_real, one_of
 
-Estimator = Literal["sampled", "exact"]
 Points = tuple[tuple[int, float], ...]
 
 
@@ -135,9 +134,25 @@ class EntropyTarget:
         return self.nats or self.of_initial or Schedule(1.0)
 
 
-def entropy_target() -> Any:
-    """Declare a field that holds an `EntropyTarget`; a number given for it is one in nats."""
-    return field(factory=EntropyTarget, converter=EntropyTarget.read)
+def _target(value: Any) -> EntropyTarget:
+    return EntropyTarget.read(value)
+
+
+@frozen(kw_only=True)
+class EntropyController(Controller):
+    """A controller with a target; what is left to write is `moves` and `update`."""
+
+    target: EntropyTarget = field(factory=EntropyTarget, converter=_target)
+    """Entropy to hold; a number is nats per token. Default: the first iteration's."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the target's estimator needs."""
+        return self.target.needs
+
+    def target_entropy(self, statistics: Statistics) -> float:
+        """Return the target in this iteration, nats per token."""
+        return self.target(statistics)
 
 
 def _measured(entropy: float | None) -> float:

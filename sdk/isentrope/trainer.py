@@ -140,7 +140,6 @@ class Trainer:
         clock.lap("learn")
         probed = {} if probe is None else probe.metrics(self.learner)
         clock.lap("probe")
-        target = configured.target_entropy(statistics)
         learnt_something = not all(report.skipped for report in reports)
         if learnt_something:
             progress.version += 1
@@ -154,8 +153,8 @@ class Trainer:
             "success": statistics.success,
             "entropy": statistics.entropy,
             "entropy_exact": statistics.exact_entropy,
-            "entropy_target": None if configured.holds_exact_entropy else target,
-            "entropy_exact_target": target if configured.holds_exact_entropy else None,
+            "entropy_target": configured.target_entropy(statistics, "sampled"),
+            "entropy_exact_target": configured.target_entropy(statistics, "exact"),
             **progress.state.knobs,
             **rollout_metrics(episodes, good, scores),
             **learning_metrics(learnt, reports),

@@ -58,14 +58,24 @@ def text() -> Validator:
     return check
 
 
-def one_of(names: Iterable[str]) -> Validator:
-    """Require one of some names; the error has the nearest."""
-    known = tuple(names)
+def flag() -> Validator:
+    """Require true or false."""
+
+    def check(instance: object, attribute: Attribute[Any], value: object) -> None:
+        if not isinstance(value, bool):
+            _refuse(instance, attribute, "true or false", value)
+
+    return check
+
+
+def one_of(values: Iterable[object]) -> Validator:
+    """Require one of some values, names mostly; the error has the nearest."""
+    known = tuple(values)
 
     def check(instance: object, attribute: Attribute[Any], value: object) -> None:
         if value not in known:
             what = f"{type(instance).__name__}.{attribute.name}:"
-            raise UnknownNameError(what, str(value), known)
+            raise UnknownNameError(what, str(value), map(str, known))
 
     return check
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import attrs
@@ -157,21 +158,28 @@ def repo_d(zeta: float, centred: bool) -> Callable[..., float]:
     return by_hand
 
 
-def decorrelated(token: Token, base: Table) -> float:
-    return token.advantage - zeta_star() * surprise(base, token)
+def decorrelated(token: Token, base: Table, aggregation: str = "token-mean") -> float:
+    return token.advantage - zeta_star(aggregation) * surprise(base, token)
 
 
-def zeta_star() -> float:
-    """As the design has it: E[A (pi L - S)] / E[pi L^2 - L S], S = sum_a pi_a^2 L_a, at the old."""
+@cache
+def zeta_star(aggregation: str) -> float:
+    """As the design has it: E[A (pi L - S)] / E[pi L^2 - L S], S = sum_a pi_a^2 L_a, at the old.
+
+    By the tokens' weights in the loss.
+    """
     table, above, below = OLD.tolist(), 0.0, 0.0
-    for token in COUNTED:
-        p, own = math.exp(token.old), surprise(table, token)
-        inner = 0.0
-        for a in range(VOCABULARY):
-            other = token._replace(action=a)
-            inner += math.exp(2 * log_p(table, token.state, a)) * surprise(table, other)
-        above += token.advantage * (p * own - inner)
-        below += p * own**2 - own * inner
+    for episode in TOKENS:
+        counted = [t for t in episode if t.counts]
+        for token in counted:
+            p, own = math.exp(token.old), surprise(table, token)
+            inner = 0.0
+            for a in range(VOCABULARY):
+                other = token._replace(action=a)
+                inner += math.exp(2 * log_p(table, token.state, a)) * surprise(table, other)
+            weight = 1 / len(counted) if aggregation == "seq-mean-token-mean" else 1.0
+            above += weight * token.advantage * (p * own - inner)
+            below += weight * (p * own**2 - own * inner)
     return above / below
 
 
@@ -340,6 +348,21 @@ def test_the_floor_holds_some_tokens_and_leaves_others() -> None:
         assert {True, False} == {free == held for free, held in pairs}
 
 
+def written_out(
+    new_advantage: Callable[[Token, Table], float],
+    per_token: Callable[..., float],
+    coefs: Sequence[float],
+) -> tuple[list[float], list[tuple[float, ...]]]:
+    """Return loss and slopes under each aggregation."""
+    base = TABLE.tolist()
+    held = advantages_at(base, new_advantage)
+
+    def losses(table: Table) -> list[float]:
+        return losses_by_hand(table, held, per_token, coefs)
+
+    return losses(base), list(zip(*differences(base, losses), strict=True))
+
+
 @pytest.mark.parametrize("bonus", BONUSES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("transform", TRANSFORMS)
@@ -349,14 +372,18 @@ def test_the_gradient_is_that_of_the_loss_written_out(
     """Under every aggregation."""
     parts, new_advantage = TRANSFORMS[transform]
     surrogate, per_token, _ = OBJECTIVES[objective]
-    base = TABLE.tolist()
-    held = advantages_at(base, new_advantage)
-
-    def losses(table: Table) -> list[float]:
-        return losses_by_hand(table, held, per_token, BONUSES[bonus])
-
-    slopes = zip(*differences(base, losses), strict=True)
-    for aggregation, loss, slope in zip(AGGREGATIONS, losses(base), slopes, strict=True):
+    by_weight = transform == "decorrelate"
+    written = [
+        written_out(
+            partial(new_advantage, aggregation=name) if by_weight else new_advantage,
+            per_token,
+            BONUSES[bonus],
+        )
+        for name in (AGGREGATIONS if by_weight else AGGREGATIONS[:1])
+    ]
+    for i, aggregation in enumerate(AGGREGATIONS):
+        losses, slopes = written[i if by_weight else 0]
+        loss, slope = losses[i], slopes[i]
         algorithm = Algorithm(
             advantage=LeaveOneOut(),
             transforms=parts,

@@ -56,7 +56,7 @@ GRPO = {
 }
 LOOP = {**GRPO, "advantage": LEAVE_ONE_OUT}
 DAPO = {**LOOP, "objective": clip(0.2, 0.28)}
-SCALE = {"id": "entropy-scale", "knob": "objective.eps_high", "low": 0.1, "high": 5.0}
+SCALE = {"id": "entropy-scale", "knob": "objective.eps_high", "low": 0.02, "high": 5.0}
 BONUS = {"id": "entropy-bonus", "coef": 1e-4}
 REPO_R = {"id": "repo-r", "zeta": 1e-4, "floor": None, "of": "present"}
 REPO_D = {"id": "repo-d", "zeta": 1e-3, "centred": True}
@@ -74,12 +74,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "gspo": {**LOOP, "objective": clip(3e-4, 4e-4, "sequence-clipped")},
     "adapo": {
         **DAPO,
-        "controllers": [{**SCALE, "target": attrs.asdict(EntropyTarget()), "factor": 1.1}],
+        "controllers": [{**SCALE, "target": attrs.asdict(EntropyTarget()), "factor": 1.2}],
     },
     "grpo-bonus": {
         **GRPO,
         "regularizers": [BONUS],
-        "controllers": [ladder("entropy_bonus.coef", 1e-4, 0.1)],
+        "controllers": [ladder("entropy_bonus.coef", 1e-4, 0.02)],
     },
     "repo-r": {
         **GRPO,
@@ -305,16 +305,16 @@ def test_repo_on_a_recipe_takes_nothing_away(name: str, on: str) -> None:
 
 
 @pytest.mark.parametrize("name", REPOS)
-def test_repo_on_itself_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"both move '{REPOS[name]}.zeta'"):
-        recipe(name, on=name)
+def test_repo_on_itself_has_a_ladder_for_each(name: str) -> None:
+    moved = [path for c in recipe(name, on=name).controllers for path in c.moves]
+    assert [f"{REPOS[name]}.zeta", f"{REPOS[name]}_2.zeta"] == moved
 
 
 @pytest.mark.parametrize("name", REPOS)
 def test_repo_on_another_recipe_is_written_in_toml_as_in_python(name: str) -> None:
-    table = {"recipe": name, "on": "dapo", "epochs": 1, REPOS[name]: {"zeta": 0.25}}
+    table = {"recipe": name, "on": "dapo", "epochs": 1, REPOS[name]: {"zeta": 0.025}}
     made = read_config({"env": "arithmetic", "algorithm": table})
-    expected = recipe(name, on="dapo", epochs=1, **{REPOS[name]: {"zeta": 0.25}})
+    expected = recipe(name, on="dapo", epochs=1, **{REPOS[name]: {"zeta": 0.025}})
     assert expected == made.algorithm
     assert made == read_config(tomllib.loads(to_toml(made)))
     plain = {"env": "arithmetic", "algorithm": name}

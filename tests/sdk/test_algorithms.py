@@ -145,8 +145,8 @@ def test_a_ladder_may_hold_a_second_regularizers_knob() -> None:
 
 
 def test_regularizers_take_overrides_by_slot() -> None:
-    assert (EntropyBonus(coef=0.5),) == recipe(
-        "grpo-bonus", entropy_bonus={"coef": 0.5}
+    assert (EntropyBonus(coef=0.01),) == recipe(
+        "grpo-bonus", entropy_bonus={"coef": 0.01}
     ).regularizers
     other = recipe("grpo-bonus", controllers=(), entropy_bonus={"id": "clipped", "eps_low": 0.1})
     assert (Clipped(eps_low=0.1),) == other.regularizers
@@ -157,8 +157,8 @@ def test_regularizers_take_overrides_by_slot() -> None:
     key = "algorithm.entropy_bonus.coef"
     plain = read_config({"env": "arithmetic", "algorithm": "grpo-bonus"})
     for source in (plain, {"env": "arithmetic", "algorithm": "grpo-bonus"}):
-        changed = read_config(source, parse_settings([f"{key}=0.5"])).algorithm
-        assert (EntropyBonus(coef=0.5),) == changed.regularizers
+        changed = read_config(source, parse_settings([f"{key}=0.01"])).algorithm
+        assert (EntropyBonus(coef=0.01),) == changed.regularizers
 
 
 def test_a_composed_table_takes_edits_of_its_regularizers() -> None:
@@ -273,7 +273,7 @@ def entropy_by_hand() -> tuple[float, Tensor]:
 def test_grpos_gradient_with_a_bonus_is_grpos_and_that_of_the_entropy(coef: float) -> None:
     loss, plain = gradient_of(recipe("grpo"))
     entropy, of_entropy = entropy_by_hand()
-    with_bonus = recipe("grpo-bonus", entropy_bonus={"coef": coef})
+    with_bonus = recipe("grpo-bonus", entropy_bonus={"coef": coef}, entropy_ladder={"high": 0.5})
     for budget in (1, 40, 10**6):
         found_loss, found = gradient_of(with_bonus, budget)
         assert pytest.approx(loss - coef * entropy, rel=1e-5, abs=1e-6) == found_loss

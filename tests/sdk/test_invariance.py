@@ -21,7 +21,7 @@ from torch import Tensor
 from isentrope import Algorithm, Episode, Segment, recipe
 from isentrope.algorithms import AGGREGATIONS
 from isentrope.learner import learner as learner_module
-from isentrope.learner.aggregation import token_weights
+from isentrope.learner.aggregation import token_weights, weighted
 from isentrope.learner.learner import StepReport, transformed
 from isentrope.learner.packing import Inputs, Trajectory, collate, token_batch
 from isentrope_objectives.transforms import Decorrelate, RepoD, RepoR
@@ -57,18 +57,18 @@ ALGORITHMS: dict[str, Algorithm] = {
         name: recipe(name)
         for name in ("rloo", "grpo", "dr-grpo", "loop", "dapo", "gspo", "adapo", "grpo-bonus")
     },
-    "grpo-bonus": recipe("grpo-bonus", entropy_bonus={"coef": 0.1}),
-    "repo-r": recipe("repo-r", repo_r={"zeta": 0.3}),
-    "repo-r, floor": recipe("repo-r", repo_r={"zeta": 0.5, "floor": 0.25}),
-    "repo-r, old": recipe("repo-r", repo_r={"zeta": 0.3, "of": "old"}),
+    "grpo-bonus": recipe("grpo-bonus", entropy_bonus={"coef": 0.02}),
+    "repo-r": recipe("repo-r", repo_r={"zeta": 0.3}, controllers=[]),
+    "repo-r, floor": recipe("repo-r", repo_r={"zeta": 0.5, "floor": 0.25}, controllers=[]),
+    "repo-r, old": recipe("repo-r", repo_r={"zeta": 0.3, "of": "old"}, controllers=[]),
     "repo-d": recipe("repo-d", repo_d={"zeta": 0.3}),
     "repo-d, raw": recipe("repo-d", repo_d={"zeta": 0.3, "centred": False}),
-    "repo-r on gspo": recipe("repo-r", on="gspo", repo_r={"zeta": 0.3}),
+    "repo-r on gspo": recipe("repo-r", on="gspo", repo_r={"zeta": 0.3}, controllers=[]),
     "decorrelate": recipe("grpo", transforms=[Decorrelate()]),
     "all": recipe(
         "grpo-bonus",
         transforms=[Decorrelate(), RepoR(zeta=0.2, floor=0.0), RepoD(zeta=0.1)],
-        entropy_bonus={"coef": 0.1},
+        entropy_bonus={"coef": 0.02},
     ),
 }
 
@@ -107,15 +107,15 @@ def rank_step(
     """Return one rank's share of loss and gradient: statistics and denominators are global."""
     learner = make_learner()
     everything = token_batch(whole, learner.device, step=1)
-    prepared = algorithm.prepare(everything)
+    tokens = int(everything.mask.sum())
+    sizes: Any = {"nominal_sequences": NOMINAL, "total_tokens": tokens}
+    prepared = algorithm.prepare(weighted(algorithm, everything, **sizes))
     batch = token_batch(own, learner.device, step=1)
     inputs = collate([t.episode for t in own], learner.device)
     scores = learner.policy(inputs, needs=prepared.needs)
     batch = transformed(prepared, attrs.evolve(batch, **scores._asdict()))
     losses = [part(batch) for part in (prepared.objective, *prepared.regularizers)]
-    weights = token_weights(
-        prepared, batch, nominal_sequences=NOMINAL, total_tokens=int(everything.mask.sum())
-    )
+    weights = token_weights(prepared, batch, **sizes)
     loss = (weights * sum(losses)).sum()
     loss.backward()
     return loss.item(), grads(learner.policy)

@@ -24,6 +24,7 @@ from isentrope.learner.learner import StepReport
 from isentrope.learner.metrics import learning_metrics
 from isentrope.learner.packing import Trajectory
 from isentrope.learner.probe import Probe
+from isentrope.parts import NEEDS
 from isentrope_objectives.advantages import GroupCentered, LeaveOneOut
 from isentrope_objectives.transforms import Decorrelate, RepoD
 from tests.conftest import SMALL_MODEL
@@ -526,14 +527,18 @@ def test_the_predicted_change_is_the_corollarys_before_and_after_the_transforms(
     algorithm: Algorithm,
 ) -> None:
     learner = make_learner()
-    probe = Probe.take(learner, algorithm, TRAJECTORIES, 99)
+    scores = learner.scores([t.episode for t in TRAJECTORIES], NEEDS)
+    fresh = [attrs.evolve(t, old=old) for t, old in zip(TRAJECTORIES, scores, strict=True)]
+    probe = Probe.take(learner, algorithm, fresh, 99)
     assert probe is not None
     model: Any = copy.deepcopy(learner.policy.model).double()
     pairs = [responses(model, t) for t in TRAJECTORIES]
     response, L = (torch.cat(column) for column in zip(*pairs, strict=True))
     advantage = torch.cat([t.advantage for t in TRAJECTORIES]).double()
-    plain = float((advantage * response).mean())
-    per_zeta = float((L * response).mean())
+    weight = torch.cat([torch.full((len(t),), 1 / len(t)) for t in TRAJECTORIES]).double()
+    weight = weight / weight.sum()  # every episode alike, as the default aggregation has it
+    plain = float((weight * advantage * response).sum())
+    per_zeta = float((weight * L * response).sum())
     assert pytest.approx(plain, rel=1e-4, abs=1e-7) == probe.predicted
     expected = plain
     for part in algorithm.transforms:  # Decorrelate takes away what those before it leave

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 from torch import Tensor
 
 from isentrope.algorithms import Algorithm
@@ -30,3 +31,13 @@ def token_weights(
         case "seq-mean-token-sum-norm":
             assert algorithm.norm_length is not None  # checked when composed
             return weight / (algorithm.norm_length * nominal_sequences)
+
+
+def weighted(
+    algorithm: Algorithm, batch: TokenBatch, *, nominal_sequences: int, total_tokens: int
+) -> TokenBatch:
+    """Return the batch with its tokens' weights."""
+    weight = token_weights(
+        algorithm, batch, nominal_sequences=nominal_sequences, total_tokens=total_tokens
+    )
+    return attrs.evolve(batch, weight=weight)

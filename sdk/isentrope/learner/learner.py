@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import attrs
 import torch
@@ -13,11 +14,11 @@ from isentrope.algorithms import Algorithm, of_tokens
 from isentrope.config import LearnerConfig
 from isentrope.episodes import Episode
 from isentrope.errors import ConfigError
-from isentrope.learner.aggregation import token_weights
+from isentrope.learner.aggregation import weighted
 from isentrope.learner.head import TokenScores
 from isentrope.learner.packing import Trajectory, collate, micro_batches, split, token_batch
 from isentrope.learner.policy import Policy
-from isentrope.parts import AdvantageTransform, Component, Objective, TokenBatch
+from isentrope.parts import AdvantageTransform, Objective, TokenBatch, TokenPart
 
 
 @frozen
@@ -98,19 +99,20 @@ class Learner:
         collected.
         """
         whole = token_batch(minibatch, self.device, step)
-        prepared, total_tokens = algorithm.prepare(whole), int(whole.mask.sum())
+        total_tokens = int(whole.mask.sum())
+        weigh = partial(
+            weighted, algorithm, nominal_sequences=nominal_sequences, total_tokens=total_tokens
+        )
+        prepared = algorithm.prepare(weigh(whole))
         total_loss = torch.zeros((), device=self.device)
         tally = _Tally()
         self.optimizer.zero_grad(set_to_none=True)
         episodes = [t.episode for t in minibatch]
         for indices in micro_batches(episodes, self.config.micro_batch_tokens):
             batch = self._forward(prepared, [minibatch[i] for i in indices], step)
-            batch = transformed(prepared, batch, tally)
-            weights = token_weights(
-                prepared, batch, nominal_sequences=nominal_sequences, total_tokens=total_tokens
-            )
+            batch = transformed(prepared, weigh(batch), tally)
             per_token = _loss(prepared, batch, tally)
-            loss = (weights * per_token.where(batch.mask, per_token.new_zeros(()))).sum()
+            loss = (batch.weight * per_token.where(batch.mask, per_token.new_zeros(()))).sum()
             batch.logp.retain_grad()
             loss.backward()
             total_loss += loss.detach()
@@ -149,7 +151,7 @@ class _Tally:
     old_logp: list[Tensor] = field(factory=list)
 
     @torch.no_grad()
-    def add(self, slot: str, part: Component, batch: TokenBatch) -> None:
+    def add(self, slot: str, part: TokenPart, batch: TokenBatch) -> None:
         """Add a part's own diagnostics."""
         for name, values in part.diagnostics(batch).items():
             total = torch.where(batch.mask, of_tokens(values, batch, part), 0).sum()

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from isentrope.algorithms import Algorithm
 from isentrope.diagnostics import predicted_entropy_change, quantiles
+from isentrope.learner.aggregation import weighted
 from isentrope.learner.learner import Learner, transformed
 from isentrope.learner.packing import Trajectory, concatenate, token_batch
-from isentrope.parts import NEEDS
+from isentrope.parts import NEEDS, TokenBatch
 
 
 @frozen
@@ -43,13 +44,14 @@ class Probe:
         chosen = [trajectories[i * len(trajectories) // count] for i in range(count)]
         scores = learner.scores([t.episode for t in chosen], NEEDS)
         chosen = [evolve(t, old=old) for t, old in zip(chosen, scores, strict=True)]
-        batch = token_batch(chosen, learner.device, step=0)
-        after = transformed(algorithm.prepare(batch), batch)
+        batch = _weighted(learner, algorithm, chosen)
+        # Prepared on everything: what is fitted to the probe itself would say nothing of the rest.
+        after = transformed(algorithm.prepare(_weighted(learner, algorithm, trajectories)), batch)
         return cls(
             tuple(chosen),
             batch.entropy.cpu(),
-            predicted_entropy_change(batch.advantage, batch.entropy_response),
-            predicted_entropy_change(after.advantage, batch.entropy_response),
+            predicted_entropy_change(batch.advantage, batch.entropy_response, batch.weight),
+            predicted_entropy_change(after.advantage, batch.entropy_response, batch.weight),
         )
 
     def metrics(self, learner: Learner) -> dict[str, float]:
@@ -67,3 +69,11 @@ class Probe:
             "probe/predicted_change": self.predicted,
             "probe/predicted_change_transformed": self.predicted_transformed,
         }
+
+
+def _weighted(
+    learner: Learner, algorithm: Algorithm, trajectories: Sequence[Trajectory]
+) -> TokenBatch:
+    batch = token_batch(trajectories, learner.device, step=0)
+    tokens = int(batch.mask.sum())
+    return weighted(algorithm, batch, nominal_sequences=len(trajectories), total_tokens=tokens)

@@ -59,8 +59,9 @@ def of_run(run: History) -> list[Chart]:
         _chart("Entropy change by the update", "exact entropy of the probe's tokens after the "
                "update, less before: the same tokens, so no noise of tasks", "nats per token",
                _of(run, {"probe/entropy_change": "measured"})),
-        _chart("Entropy change predicted", "to first order, for a unit step in the logits: by the "
-               "estimator's advantages, and by the transformed ones", "nats per token",
+        _chart("Entropy change predicted", "to first order, per unit of learning rate in the "
+               "logits: by the estimator's advantages, and by the transformed ones",
+               "nats per token",
                _merged(_of(run, _PREDICTED))),
         _chart("Entropy of single tokens", "exact, of the probe's tokens before the update",
                _NATS, _of(run, _SPREAD), from_zero=True),
@@ -71,8 +72,8 @@ def of_run(run: History) -> list[Chart]:
                "share of tokens", _of(run, {"tokens_effective": "with gradient"}), from_zero=True),
         _chart("Importance ratios", "quantiles over all steps of an iteration", "ratio",
                _of(run, _RATIOS), scale="log"),
-        _chart("Advantage and log-prob", "correlation over the learnt tokens, before transforms; "
-               "above zero, learning lowers entropy", "correlation",
+        _chart("Advantage and log-prob", "correlation over the learnt tokens, before transforms",
+               "correlation",
                _of(run, {"advantage_logp_correlation": "correlation"})),
         _chart("What 16 bits would change", "share of tokens on which a clip at 0.8 and 1.2 would "
                "decide otherwise, had both log-probs been rounded", "share of tokens",
@@ -176,7 +177,7 @@ def _aim_in_words(run: History, last: float) -> str:
 
 def _entropy(runs: Sequence[History]) -> Chart | None:
     measured = [
-        Line("entropy" if len(runs) == 1 else run.name, *run.points(run.entropy), style, "noisy")
+        Line(_measured(runs, run), *run.points(run.entropy), style, "noisy")
         for style, run in enumerate(runs)
         if run.entropy in run.keys
     ]
@@ -195,6 +196,13 @@ def _entropy(runs: Sequence[History]) -> Chart | None:
     caption = "\n".join(name + entropy_in_words(run) for name, run in zip(named, runs, strict=True))
     note = "per sampled token, over all usable episodes; the axis need not begin at zero"
     return _chart(ENTROPY, note, _NATS, [*measured, *targets], least=0.3, caption=caption)
+
+
+def _measured(runs: Sequence[History], run: History) -> str:
+    """Name a run's line; entropies by two measures in one chart must say so."""
+    if len(runs) == 1:
+        return "entropy"
+    return f"{run.name} (exact)" if run.entropy != "entropy" else run.name
 
 
 def _named(runs: Sequence[History], run: History, what: str) -> str:

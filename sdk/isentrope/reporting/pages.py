@@ -133,7 +133,7 @@ def _versions(run: History) -> str:
 def _ends(run: History) -> list[Ends]:
     rows = []
     for key, name in _ENDS:
-        first, last = run.ends(key)
+        first, last = run.ends(run.entropy if key == "entropy" else key)
         rows.append(Ends(name, number(first), number(last), percent(change(first, last))))
     return rows
 

@@ -179,8 +179,8 @@ class _Probe:
         batch = self.batch(0)
         for name, values in _prepared(self.part, batch).diagnostics(batch).items():
             require(
-                values.shape == batch.logp.shape,
-                f"diagnostic {name!r} has shape {tuple(values.shape)} for {len(batch.logp)} tokens",
+                getattr(values, "shape", None) == batch.logp.shape,
+                f"diagnostic {name!r} is {describe(values)} for {len(batch.logp)} tokens",
             )
             require(values.isfinite().all(), f"diagnostic {name!r} is not finite")
 
@@ -230,7 +230,12 @@ def close(one: Tensor, other: Tensor) -> bool:
 def _prepared(part: TokenPart, batch: TokenBatch) -> TokenPart:
     """Prepare a part as the learner does: before the forward pass, without gradient."""
     old: dict[str, Any] = {name: tensor.detach() for name, tensor in batch.tensors().items()}
-    return part.prepare(attrs.evolve(batch, **{**old, "logp": old["old_logp"]}))
+    prepared = part.prepare(attrs.evolve(batch, **{**old, "logp": old["old_logp"]}))
+    require(
+        isinstance(prepared, type(part)),
+        f"prepare() returned {describe(prepared)}, not the {type(part).__name__} to use",
+    )
+    return prepared
 
 
 def _at_knob_ends(part: TokenPart) -> Sequence[TokenPart]:

@@ -17,54 +17,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import attrs
-from attrs import field, frozen, validators
+from attrs import field, frozen
 
-from isentrope import (
-    ConfigError,
-    Controller,
-    EntropyTarget,
-    Knob,
-    Statistics,
-    entropy_target,
-)
-
-_finite = [validators.gt(float("-inf")), validators.lt(float("inf"))]
+from isentrope import ConfigError, EntropyController, Knob, Statistics, validation
 
 
 @frozen(kw_only=True)
-class EntropyPI(Controller):
+class EntropyPI(EntropyController):
     """Holds entropy by moving a knob in proportion to the error and to the sum of all errors."""
 
-    knob: str = field(validator=validators.instance_of(str))
+    knob: str = field(validator=validation.text())
     """Path of the knob; more of it must mean more entropy."""
-    low: float = field(validator=_finite)
-    high: float = field(validator=_finite)
-    kp: float = field(default=0.2, validator=[validators.ge(0.0), *_finite])
+    low: float = field(validator=validation.real())
+    high: float = field(validator=validation.real())
+    kp: float = field(default=0.2, validator=validation.real(low=0))
     """Knob per nat of error."""
-    ki: float = field(default=0.05, validator=[validators.ge(0.0), *_finite])
+    ki: float = field(default=0.05, validator=validation.real(low=0))
     """Knob per nat of error and iteration."""
-    target: EntropyTarget = entropy_target()
-    """Entropy to hold; a number is nats per token. Default: the first iteration's."""
 
-    @high.validator
-    def _check_range(self, _: attrs.Attribute[float], value: float) -> None:
-        if value < self.low:
-            raise ConfigError(f"high ({value:g}) must be at least low ({self.low:g}).")
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the target's estimator needs."""
-        return self.target.needs
+    def __attrs_post_init__(self) -> None:
+        """Check the range."""
+        if self.high < self.low:
+            raise ConfigError(f"high ({self.high:g}) must be at least low ({self.low:g}).")
 
     @property
     def moves(self) -> Mapping[str, Knob]:
         """The one knob, between the bounds."""
         return {self.knob: Knob(self.low, self.high)}
-
-    def target_entropy(self, statistics: Statistics) -> float:
-        """Return the target in this iteration, nats per token."""
-        return self.target(statistics)
 
     def update(
         self, statistics: Statistics, knobs: Mapping[str, float], memory: dict[str, Any]
