@@ -298,7 +298,7 @@ def decorrelated(logp: Tensor, old: Tensor, a: Tensor, entropy: Tensor) -> Tenso
 
 
 def with_bonus(logp: Tensor, old: Tensor, a: Tensor, entropy: Tensor) -> Tensor:
-    return clip_by_hand(logp, old, a, entropy) - 0.1 * entropy
+    return clip_by_hand(logp, old, a, entropy) - 0.02 * entropy
 
 
 BY_HAND: dict[str, ByHand] = {
