@@ -53,7 +53,7 @@ def dapo() -> Algorithm:
 
 
 def gspo() -> Algorithm:
-    """DAPO with the ratio, and its clip, of whole episodes in place of tokens."""
+    """LOOP with the ratio, and its clip, of whole episodes in place of tokens."""
     return attrs.evolve(loop(), objective=SequenceClipped(eps_low=3e-4, eps_high=4e-4))
 
 
