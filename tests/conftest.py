@@ -35,6 +35,14 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _plugins() -> None:
+    """Load what is installed now: a test may put broken distributions on the path."""
+    from isentrope.plugins import registry
+
+    registry()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Warm-up policies go to a cache of the tests' own, shared by pytest-xdist's workers."""
     base = tmp_path_factory.getbasetemp()
