@@ -19,6 +19,7 @@ from isentrope import ConfigError, Task, TaskSet, TextEnv
 
 CONNECTIVES = (" so ", " thus ", " hence ", " then ", "; ", " => ")
 SLIPS = (-10, -3, -2, -1, 1, 2, 3, 10)
+COEFFICIENTS = {"all": range(2, 10), "small": range(2, 6), "large": range(6, 10)}
 HELD_OUT = 128  # tasks in each of dev and test
 LONGEST = 40  # characters of one side of an equation that are read
 
@@ -32,18 +33,32 @@ _FACTOR = re.compile(r"([*/])([0-9]{0,9})(x?)(?=[*/]|$)")
 class Arithmetic(TextEnv):
     r"""Solve ``Ax+b=c`` or ``Ax-b=c`` in one turn.
 
-    grading: ``"answer"`` rewards the right box with 1, whatever stands before it. ``"derivation"``
-    also wants at least one equation, and every equation true of the solution: otherwise the right
-    box earns 0.5 and is no success.
+    grading: ``"answer"`` rewards the right box with 1, whatever stands before it, so that a policy
+    may guess the solution and write nonsense in front. ``"derivation"`` also wants at least one
+    equation, and every equation true of the solution: otherwise the right box earns 0.5 and is no
+    success.
 
-    ``info["metrics"]["true_equations"]`` is the share of the answer's equations that are true.
+    coefficients: which tasks there are, those with A in 2 .. 5 (``"small"``), in 6 .. 9
+    (``"large"``) or all of them. A task is in the same split whichever is chosen.
+
+    However it is graded, ``info["metrics"]`` says whether the box was right (``right_answer``) and
+    the derivation too (``right_derivation``), 0 or 1, and the share of equations that are true
+    (``true_equations``).
     """
 
-    def __init__(self, grading: Literal["answer", "derivation"] = "answer") -> None:
+    def __init__(
+        self,
+        grading: Literal["answer", "derivation"] = "answer",
+        coefficients: Literal["all", "small", "large"] = "all",
+    ) -> None:
         if grading not in ("answer", "derivation"):
             raise ConfigError(f"grading must be 'answer' or 'derivation'; got {grading!r}.")
+        if coefficients not in COEFFICIENTS:
+            raise ConfigError(
+                f"coefficients must be 'all', 'small' or 'large'; got {coefficients!r}."
+            )
         self.grading = grading
-        self.tasks = _tasks()
+        self.tasks = _tasks(coefficients)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -61,9 +76,12 @@ class Arithmetic(TextEnv):
         derived = bool(verdicts) and all(verdicts)
         success = right and (derived or self.grading == "answer")
         reward = 1.0 if success else 0.5 * right
-        true_share = sum(verdicts) / len(verdicts) if verdicts else 0.0
-        info = {"success": success, "metrics": {"true_equations": true_share}}
-        return "", reward, True, False, info
+        metrics = {
+            "right_answer": float(right),
+            "right_derivation": float(right and derived),
+            "true_equations": sum(verdicts) / len(verdicts) if verdicts else 0.0,
+        }
+        return "", reward, True, False, {"success": success, "metrics": metrics}
 
     def demonstrate(self, rng: np.random.Generator, noise: float = 0.0) -> str:
         """Solve the equation step by step, each step wrong with probability `noise`."""
@@ -89,8 +107,9 @@ class Arithmetic(TextEnv):
 
 
 @functools.cache  # task sets never change, and an iteration makes hundreds of environments
-def _tasks() -> TaskSet:
+def _tasks(coefficients: str) -> TaskSet:
     """Every equation with one-digit numbers and a positive right side, in a fixed order."""
+    chosen = COEFFICIENTS[coefficients]
     tasks = [
         Task(f"{a}x{b:+d}={a * x + b}", {"a": a, "b": b, "c": a * x + b, "x": x})
         for a in range(2, 10)
@@ -99,12 +118,13 @@ def _tasks() -> TaskSet:
         if b != 0 and a * x + b > 0
     ]
     tasks.sort(key=lambda task: sha256(task.id.encode()).digest())
+    splits = {
+        "train": tasks[2 * HELD_OUT :],
+        "dev": tasks[:HELD_OUT],
+        "test": tasks[HELD_OUT : 2 * HELD_OUT],
+    }
     return TaskSet(
-        {
-            "train": tasks[2 * HELD_OUT :],
-            "dev": tasks[:HELD_OUT],
-            "test": tasks[HELD_OUT : 2 * HELD_OUT],
-        }
+        {name: [t for t in split if t.data["a"] in chosen] for name, split in splits.items()}
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class IsentropeError(Exception):
@@ -16,6 +17,10 @@ class IsentropeError(Exception):
 
     place = ""
     """Where in the configuration, such as ``"rollout.group"``; `within` adds it on the way out."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross process boundaries whole, whatever the constructor takes."""
+        return type(self).__new__, (type(self), *self.args), vars(self)
 
     def __str__(self) -> str:
         sentence = str(self.args[0]) if self.args else ""  # KeyError's own __str__ would quote it

@@ -120,6 +120,37 @@ def test_a_true_derivation_of_the_wrong_box_is_worth_nothing(grading: str) -> No
     assert (0.0, False, 1.0) == grade(r"7x=35 so x=5 so \boxed{6}", grading)
 
 
+@pytest.mark.parametrize("grading", ["answer", "derivation"])
+@pytest.mark.parametrize(
+    ("answer", "right", "derived"),
+    [
+        (r"7x=35 so x=5 so \boxed{5}", 1.0, 1.0),
+        (r"7x=5 then x=5 then \boxed{5}", 1.0, 0.0),
+        (r"\boxed{5}", 1.0, 0.0),
+        (r"7x=35 so x=5 so \boxed{6}", 0.0, 0.0),
+    ],
+)
+def test_the_stricter_success_stands_beside_whatever_is_rewarded(
+    grading: str, answer: str, right: float, derived: float
+) -> None:
+    env = isentrope.make("arithmetic", grading=grading)
+    env.reset(seed=0, options={"task": TASK})
+    metrics = env.step(answer)[4]["metrics"]
+    assert (right, derived) == (metrics["right_answer"], metrics["right_derivation"])
+
+
+def test_small_and_large_coefficients_divide_every_split() -> None:
+    whole, small, large = (
+        isentrope.make("arithmetic", coefficients=c).tasks for c in ("all", "small", "large")
+    )
+    for split in SPLITS:
+        ids = {c: {t.id for t in tasks[split]} for c, tasks in (("s", small), ("l", large))}
+        assert {t.id for t in whole[split]} == ids["s"] | ids["l"]
+        assert not ids["s"] & ids["l"]
+        assert all(name[0] in "2345" for name in ids["s"])
+        assert min(map(len, ids.values())) >= 50
+
+
 def test_true_equations_are_counted_however_it_is_graded() -> None:
     assert 0.75 == grade(r"7x=35 x=5 1=1 x=4")[2]
     assert 0.75 == grade(r"7x=35 x=5 1=1 x=4", "derivation")[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
 import tomllib
 from collections.abc import Mapping
@@ -317,16 +318,16 @@ def test_a_dotted_override_reaches_into_a_recipe_named_by_a_string(key: str, val
 
 
 def test_overrides_reach_a_recipes_slots_by_name() -> None:
-    table = {"recipe": "repo-r", "repo_r": {"zeta": 0.01}, "entropy_ladder": {"high": 0.5}}
+    table = {"recipe": "repo-r", "repo_r": {"zeta": 0.02}, "entropy_ladder": {"high": 0.5}}
     algorithm = config({"algorithm": table}).algorithm
-    assert 0.01 == algorithm.initial_state().knobs["repo_r.zeta"]
+    assert 0.02 == algorithm.initial_state().knobs["repo_r.zeta"]
     assert 0.5 == algorithm.controllers[0].high
 
 
 def test_a_slot_of_a_finished_config_can_be_overridden() -> None:
     made = config({"algorithm": "repo-r"})
-    changed = read_config(made, {"algorithm.repo_r.zeta": 0.01}).algorithm
-    assert 0.01 == changed.initial_state().knobs["repo_r.zeta"]
+    changed = read_config(made, {"algorithm.repo_r.zeta": 0.02}).algorithm
+    assert 0.02 == changed.initial_state().knobs["repo_r.zeta"]
 
 
 def test_a_recipe_override_of_a_finished_config_is_that_recipe() -> None:
@@ -376,9 +377,9 @@ def test_a_component_of_another_kind_may_not_take_a_slot() -> None:
 
 def test_a_composed_table_takes_edits_of_its_own_slots() -> None:
     table = {**PARTS, "transforms": ["repo-r", f"{HERE}:Tilt", f"{HERE}:Tilt"]}
-    edits = {"repo_r": {"zeta": 0.01}, "tilt_2": {"strength": 0.25}}
+    edits = {"repo_r": {"zeta": 0.02}, "tilt_2": {"strength": 0.25}}
     made = config({"algorithm": {**table, **edits}}).algorithm
-    expected = (component("transform", "repo-r", zeta=0.01), Tilt(), Tilt(strength=0.25))
+    expected = (component("transform", "repo-r", zeta=0.02), Tilt(), Tilt(strength=0.25))
     assert expected == made.transforms
 
 
@@ -392,7 +393,7 @@ def test_a_slot_is_looked_up_in_what_the_other_changes_make() -> None:
     assert (component("transform", "repo-d", zeta=0.01),) == made.transforms
     assert ["repo_d.zeta"] == [c.knob for c in made.controllers]
     assert "Key 'repo_r' does not exist. Did you mean 'repo_d'?" == refusal(
-        recipe, "repo-r", transforms=["repo-d"], controllers=[], repo_r={"zeta": 0.01}
+        recipe, "repo-r", transforms=["repo-d"], controllers=[], repo_r={"zeta": 0.02}
     )
 
 
@@ -402,21 +403,21 @@ def test_a_finished_configs_knobs_and_controllers_take_overrides() -> None:
         made,
         {
             "algorithm.objective.eps_high": 0.5,
-            "algorithm.repo_r.zeta": 0.01,
+            "algorithm.repo_r.zeta": 0.02,
             "algorithm.entropy_ladder.high": 0.5,
         },
     ).algorithm
     expected = recipe(
         "repo-r",
         objective={"eps_high": 0.5},
-        repo_r={"zeta": 0.01},
+        repo_r={"zeta": 0.02},
         entropy_ladder={"high": 0.5},
     )
     assert expected == changed
 
 
 def test_a_finished_config_takes_a_finished_algorithm() -> None:
-    algorithm = recipe("repo-r", repo_r={"zeta": 0.01})
+    algorithm = recipe("repo-r", repo_r={"zeta": 0.02})
     assert algorithm == read_config(config(), {"algorithm": algorithm}).algorithm
 
 
@@ -571,6 +572,14 @@ def test_a_plugins_error_in_a_file_names_the_file_too(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('env = "arithmetic"\nalgorithm = "grpo"\nmodel = "no_such_module:Model"\n')
     assert refusal(read_config, path).startswith(f"{path}, model: The model 'no_such_module:Model'")
+
+
+def test_an_error_comes_whole_out_of_another_process() -> None:
+    with pytest.raises(isentrope.UnknownNameError) as caught:
+        read_config({"env": "arithmetic", "algorithm": "grpo", "rollout": {"grup": 4}})
+    revived = pickle.loads(pickle.dumps(caught.value))
+    assert type(caught.value) is type(revived)
+    assert (str(caught.value), caught.value.options) == (str(revived), revived.options)
 
 
 def test_an_errors_place_is_data_too() -> None:
