@@ -46,7 +46,7 @@ DEMO_ITERATIONS ?= 300
 
 # Two processes, one for each core; the second waits for the warm-up of the first.
 demo: $(INSTALLED)
-	$(BIN)/python -c 'import isentrope; isentrope.component("model", "tiny-qwen3").build(isentrope.EnvRef("arithmetic"))'
+	$(BIN)/python -c 'from isentrope.config import read_config as r; c = r("examples/arithmetic-grpo.toml"); c.model.build(c.env)'
 	for algorithm in grpo repo-r; do \
 	    $(BIN)/isentrope train examples/arithmetic-$$algorithm.toml \
 	        --set iterations=$(DEMO_ITERATIONS) --out $(DEMO)/$$algorithm | sed "s/^/$$algorithm /" & \

@@ -25,7 +25,7 @@ LONGEST = 40  # characters of one side of an equation that are read
 
 _BOX = re.compile(r"\\boxed\{([^{}]*)\}")
 _NUMBER = re.compile(r"-?[0-9]{1,9}")
-_EQUATION = re.compile(r"(?<![0-9x+\-*/])[0-9x+\-*/]++(?:=[0-9x+\-*/]++)+")
+EQUATION = re.compile(r"(?<![0-9x+\-*/])[0-9x+\-*/]++(?:=[0-9x+\-*/]++)+")
 _TERM = re.compile(r"[+-]?[^+-]+")
 _FACTOR = re.compile(r"([*/])([0-9]{0,9})(x?)(?=[*/]|$)")
 
@@ -72,7 +72,7 @@ class Arithmetic(TextEnv):
         solution = int(self.task.data["x"])
         boxes = _BOX.findall(action)
         right = bool(boxes) and _is_number(boxes[-1], solution)
-        verdicts = [_is_true(equation, solution) for equation in _EQUATION.findall(action)]
+        verdicts = [_is_true(equation, solution) for equation in EQUATION.findall(action)]
         derived = bool(verdicts) and all(verdicts)
         success = right and (derived or self.grading == "answer")
         reward = 1.0 if success else 0.5 * right

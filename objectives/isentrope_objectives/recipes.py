@@ -1,10 +1,12 @@
 """The paper's algorithms as compositions. What differs between two recipes is what you see.
 
-Constants are the paper's, where it prints them (section 6, C.3); the ranges of zeta are at second
-hand, and those of ADAPO and of the bonus are ours (docs/algorithms/).
+Constants are the paper's, where it prints them (section 6, C.3). The controllers' ranges are ours,
+each the best of four (docs/entropy-dynamics.md, figures/tuning.svg).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import attrs
 
@@ -12,6 +14,9 @@ from isentrope import Algorithm, component, recipe
 from isentrope_objectives.advantages import GroupCentered, GroupNormalized, LeaveOneOut
 from isentrope_objectives.surrogates import Clipped, EntropyBonus, Reinforce, SequenceClipped
 from isentrope_objectives.transforms import RepoD, RepoR
+
+LOW, HIGH = 0.01, 0.1
+"""Bounds of |zeta| and |coef|, where ladders begin and end."""
 
 
 def rloo() -> Algorithm:
@@ -67,10 +72,8 @@ def adapo() -> Algorithm:
 
 def grpo_bonus() -> Algorithm:
     """GRPO with an entropy bonus whose weight a ladder moves to hold the first entropy."""
-    ladder = component(
-        "controller", "entropy-ladder", knob="entropy_bonus.coef", low=1e-4, high=0.02
-    )
-    return attrs.evolve(grpo(), regularizers=[EntropyBonus(coef=1e-4)], controllers=[ladder])
+    bonus = EntropyBonus(coef=LOW)
+    return attrs.evolve(grpo(), regularizers=[bonus], controllers=[_ladder("entropy_bonus.coef")])
 
 
 def repo_r(on: str = "grpo") -> Algorithm:
@@ -78,7 +81,7 @@ def repo_r(on: str = "grpo") -> Algorithm:
 
     on: the recipe that it is added to.
     """
-    return _under_a_ladder(recipe(on), RepoR(zeta=1e-4), low=1e-4, high=0.05)
+    return _under_a_ladder(recipe(on), RepoR(zeta=LOW))
 
 
 def repo_d(on: str = "grpo") -> Algorithm:
@@ -86,12 +89,15 @@ def repo_d(on: str = "grpo") -> Algorithm:
 
     on: the recipe that it is added to.
     """
-    return _under_a_ladder(recipe(on), RepoD(zeta=1e-3), low=1e-3, high=10.0)
+    return _under_a_ladder(recipe(on), RepoD(zeta=LOW))
 
 
-def _under_a_ladder(to: Algorithm, transform: RepoR | RepoD, low: float, high: float) -> Algorithm:
+def _under_a_ladder(to: Algorithm, transform: RepoR | RepoD) -> Algorithm:
     """Add a transform, and a ladder that moves its zeta, whatever its slot will be called."""
     added = attrs.evolve(to, transforms=[*to.transforms, transform])
     (slot,) = [name for name, part in added.slots().items() if part is transform]
-    ladder = component("controller", "entropy-ladder", knob=f"{slot}.zeta", low=low, high=high)
-    return attrs.evolve(added, controllers=[*to.controllers, ladder])
+    return attrs.evolve(added, controllers=[*to.controllers, _ladder(f"{slot}.zeta")])
+
+
+def _ladder(knob: str) -> Any:
+    return component("controller", "entropy-ladder", knob=knob, low=LOW, high=HIGH)

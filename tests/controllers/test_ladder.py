@@ -218,7 +218,7 @@ def test_the_algorithm_hands_the_moved_knob_to_its_part() -> None:
     for now in (UP, UP, DOWN, DOWN, DOWN, STILL):
         algorithm.control(now, state)
         zetas.append(algorithm.at(state.knobs).transforms[0].zeta)
-    assert [2e-4, 4e-4, 2e-4, 1e-4, -1e-4, -1e-4] == zetas
+    assert [0.02, 0.04, 0.02, 0.01, -0.01, -0.01] == zetas
 
 
 @pytest.mark.parametrize(

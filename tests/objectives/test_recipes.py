@@ -57,9 +57,9 @@ GRPO = {
 LOOP = {**GRPO, "advantage": LEAVE_ONE_OUT}
 DAPO = {**LOOP, "objective": clip(0.2, 0.28)}
 SCALE = {"id": "entropy-scale", "knob": "objective.eps_high", "low": 0.02, "high": 5.0}
-BONUS = {"id": "entropy-bonus", "coef": 1e-4}
-REPO_R = {"id": "repo-r", "zeta": 1e-4, "floor": None, "of": "present"}
-REPO_D = {"id": "repo-d", "zeta": 1e-3, "centred": True}
+BONUS = {"id": "entropy-bonus", "coef": 0.01}
+REPO_R = {"id": "repo-r", "zeta": 0.01, "floor": None, "of": "present"}
+REPO_D = {"id": "repo-d", "zeta": 0.01, "centred": True}
 RECIPES: dict[str, dict[str, Any]] = {
     "rloo": {**LOOP, "objective": {"id": "reinforce"}, "epochs": 1, "minibatch": None},
     "grpo": GRPO,
@@ -79,17 +79,17 @@ RECIPES: dict[str, dict[str, Any]] = {
     "grpo-bonus": {
         **GRPO,
         "regularizers": [BONUS],
-        "controllers": [ladder("entropy_bonus.coef", 1e-4, 0.02)],
+        "controllers": [ladder("entropy_bonus.coef", 0.01, 0.1)],
     },
     "repo-r": {
         **GRPO,
         "transforms": [REPO_R],
-        "controllers": [ladder("repo_r.zeta", 1e-4, 0.05)],
+        "controllers": [ladder("repo_r.zeta", 0.01, 0.1)],
     },
     "repo-d": {
         **GRPO,
         "transforms": [REPO_D],
-        "controllers": [ladder("repo_d.zeta", 1e-3, 10.0)],
+        "controllers": [ladder("repo_d.zeta", 0.01, 0.1)],
     },
 }
 """Every field of every recipe, written out."""
@@ -216,10 +216,10 @@ def test_what_a_recipe_asks_of_the_learner(name: str, needs: set[str], keeps: bo
         ("adapo", {"objective.eps_low": 0.2, "objective.eps_high": 0.28}),
         (
             "grpo-bonus",
-            {"objective.eps_low": 0.2, "objective.eps_high": 0.2, "entropy_bonus.coef": 1e-4},
+            {"objective.eps_low": 0.2, "objective.eps_high": 0.2, "entropy_bonus.coef": 0.01},
         ),
-        ("repo-r", {"objective.eps_low": 0.2, "objective.eps_high": 0.2, "repo_r.zeta": 1e-4}),
-        ("repo-d", {"objective.eps_low": 0.2, "objective.eps_high": 0.2, "repo_d.zeta": 1e-3}),
+        ("repo-r", {"objective.eps_low": 0.2, "objective.eps_high": 0.2, "repo_r.zeta": 0.01}),
+        ("repo-d", {"objective.eps_low": 0.2, "objective.eps_high": 0.2, "repo_d.zeta": 0.01}),
     ],
 )
 def test_the_knobs_of_a_recipe_and_where_they_begin(name: str, knobs: dict[str, float]) -> None:

@@ -61,8 +61,10 @@ ALGORITHMS: dict[str, Algorithm] = {
     "repo-r": recipe("repo-r", repo_r={"zeta": 0.3}, controllers=[]),
     "repo-r, floor": recipe("repo-r", repo_r={"zeta": 0.5, "floor": 0.25}, controllers=[]),
     "repo-r, old": recipe("repo-r", repo_r={"zeta": 0.3, "of": "old"}, controllers=[]),
-    "repo-d": recipe("repo-d", repo_d={"zeta": 0.3}),
-    "repo-d, raw": recipe("repo-d", repo_d={"zeta": 0.3, "centred": False}),
+    "repo-d": recipe("repo-d", repo_d={"zeta": 0.3}, entropy_ladder={"high": 1}),
+    "repo-d, raw": recipe(
+        "repo-d", repo_d={"zeta": 0.3, "centred": False}, entropy_ladder={"high": 1}
+    ),
     "repo-r on gspo": recipe("repo-r", on="gspo", repo_r={"zeta": 0.3}, controllers=[]),
     "decorrelate": recipe("grpo", transforms=[Decorrelate()]),
     "all": recipe(

@@ -516,7 +516,7 @@ def responses(model: Any, t: Trajectory) -> tuple[torch.Tensor, torch.Tensor]:
     "algorithm",
     [
         recipe("grpo"),
-        recipe("repo-d", repo_d={"zeta": 0.3}),
+        recipe("repo-d", repo_d={"zeta": 0.3}, entropy_ladder={"high": 1}),
         recipe("grpo", transforms=[Decorrelate()]),
         recipe("grpo", transforms=[RepoD(zeta=0.5), Decorrelate()]),
         recipe("grpo", transforms=[Decorrelate(), RepoD(zeta=0.5)]),

@@ -1,0 +1,1 @@
+"""What `entropy_dynamics.py` is made of: studies, runs, measurements, statistics, page."""
