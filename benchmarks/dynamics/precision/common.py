@@ -20,7 +20,7 @@ from isentrope.learner.packing import Trajectory
 from isentrope.seeding import derive
 from isentrope.trainer import Trainer
 
-ITERATIONS = 60
+ITERATIONS = 40
 NOTHING: frozenset[str] = frozenset()
 """What is needed of a policy beside log-probs."""
 
