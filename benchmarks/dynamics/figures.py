@@ -170,10 +170,8 @@ def temperatures(results: Results) -> Any:
     figure, axes = pyplot.subplots(1, 2, figsize=(8.5, 3.4))
     for axis, k in zip(axes, ("1", "8"), strict=True):
         for name in RECIPES:
-            curves = [
-                results.values("recipes", name, f"temperatures.{t:g}.{k}") for t in TEMPERATURES
-            ]
-            axis.plot(TEMPERATURES, np.mean(curves, 1), color=COLOURS[name], label=name, lw=1.4)
+            curves = results.values("recipes", name, f"temperatures.{k}")
+            axis.plot(TEMPERATURES, np.mean(curves, 0), color=COLOURS[name], label=name, lw=1.4)
         axis.set_title(f"pass@{k} on dev problems")
         axis.set_xlabel("temperature")
     axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))

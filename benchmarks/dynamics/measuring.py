@@ -148,9 +148,7 @@ def tested(policy: Path, env: EnvRef, search: bool) -> Record:
             if best not in at:
                 at[best] = _summary(rolled_out(best, "test", TRIES))
             record[f"best_{k}"] = {"temperature": best, **at[best]}
-        record["temperatures"] = {
-            f"{t:g}": {str(k): _short(p[k]) for k in (1, 8)} for t, p in dev.items()
-        }
+        record["temperatures"] = {str(k): [_short(p[k]) for p in dev.values()] for k in (1, 8)}
         record["surprisal"] = _surprisal(plain.episodes, policy)
     return record
 

@@ -284,6 +284,7 @@ def test_temperatures_are_chosen_on_dev_problems_and_tested_on_others(
     assert 0.6 == pytest.approx(found["best_1"]["pass_at"]["1"])  # |0.4 - 0.8| off, on test
     assert 0.8 == pytest.approx(found["test"]["pass_at"]["8"])  # at temperature 1
     assert {t for split, t, _ in evaluate.asked if split == "test"} == {0.4, 1.0, 1.4}
+    assert 0.9 == pytest.approx(found["temperatures"]["8"][-1], abs=0.11)  # 1.6, and 1.4 is liked
     assert [*measuring.TEMPERATURES] == [t for split, t, _ in evaluate.asked if split == "dev"]
 
 
