@@ -58,7 +58,7 @@ PAGES: dict[str, tuple[str, ...]] = {
 """Which recipes each page of docs/algorithms compares."""
 
 
-SHOWN_REGIMES = ("4 steps", "16 steps", "64 steps", "16 steps, an unsure policy")
+SHOWN_REGIMES = ("4 steps", "16 steps", "16 steps, an unsure policy")
 
 
 def draw(results: Results, folder: Path) -> None:
@@ -227,7 +227,7 @@ def diversity(results: Results) -> Any:
 
 def adapo_regime(results: Results) -> Any:
     """Entropy under DAPO and ADAPO by regime, and where ADAPO's bound goes."""
-    figure, axes = pyplot.subplots(2, 4, figsize=(11, 4.8))
+    figure, axes = pyplot.subplots(2, len(SHOWN_REGIMES), figsize=(9, 4.8))
     for axis, lower, title in zip(axes[0], axes[1], SHOWN_REGIMES, strict=True):
         arms = REGIMES[title]
         for name, (study, arm) in zip(("dapo", "adapo"), arms, strict=True):

@@ -135,9 +135,6 @@ DEMO: Mapping[str, Settings] = {
 
 BOUNDS = (0.02, 1.0, 5.0)
 """Fixed upper bounds beside DAPO's 0.28: what ADAPO's knob can do."""
-SMALLEST = 8
-"""Episodes of a minibatch: 64 steps an iteration."""
-
 
 UNSURE: Settings = {"model.warmup_steps": 300, "env.grading": "answer"}
 """A policy that was warmed up for a third of the time, rewarded for what it can guess already."""
@@ -149,7 +146,6 @@ def _regimes() -> dict[str, Settings]:
     """Further regimes for DAPO and ADAPO, and fixed bounds."""
     arms: dict[str, Settings] = {}
     for name in ("dapo", "adapo"):
-        arms[f"{name} 64 steps"] = recipe(name, minibatch=SMALLEST)
         arms[f"{name} unsure"] = {**recipe(name, minibatch=MINIBATCH), **UNSURE}
     for bound in BOUNDS:
         bounded = recipe("dapo", objective__eps_high=bound, minibatch=MINIBATCH)
@@ -163,7 +159,6 @@ def _regimes() -> dict[str, Settings]:
 REGIMES: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = {
     "4 steps": (("recipes", "dapo"), ("recipes", "adapo")),
     "16 steps": (("many-steps", "dapo"), ("many-steps", "adapo")),
-    "64 steps": (("adapo", "dapo 64 steps"), ("adapo", "adapo 64 steps")),
     "16 steps, an unsure policy": (("adapo", "dapo unsure"), ("adapo", "adapo unsure")),
     "16 steps, on GSPO": (("many-steps", "gspo"), ("adapo", "adapo on gspo")),
 }
