@@ -17,10 +17,6 @@ from isentrope.config import read_config
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.skipif(
-    not entropy_dynamics.RECORD.exists(), reason="the studies are still being run"
-)
-
 
 def _made_up(trial: Trial, rng: np.random.Generator) -> dict[str, Any]:
     """Return a record with every key that a trial's has."""
