@@ -1,7 +1,7 @@
 """What each algorithm does to entropy and to learning, measured with error bars.
 
 Trains every recipe, and what the studies in dynamics/studies.py add, on the embedded task;
-measures the policies; writes the record, docs/entropy-dynamics.md and its figures. Some eight
+measures the policies; writes the record, docs/entropy-dynamics.md and its figures. Some six
 hours on two cores. A run that is there is not run again, and one that was stopped goes on:
 
     python benchmarks/entropy_dynamics.py [--study recipes ...] [--workers 2] [--out runs/dynamics]
@@ -18,10 +18,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from dynamics import figures, page, precision
-from dynamics.measuring import measure, measure_start
+from dynamics.measuring import PROTOCOL, measure, measure_start
 from dynamics.results import Results
-from dynamics.running import StudyError, train_all
-from dynamics.studies import SEEDS, Trial, trials
+from dynamics.running import StudyError, fingerprint, settings_of, train_all
+from dynamics.studies import SEEDS, TASK, Trial, trials
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "benchmarks" / "dynamics" / "record.json"
@@ -38,13 +38,23 @@ def collect(chosen: Sequence[Trial], studies: Sequence[str], out: Path, workers:
         pending |= {f"start/policy/{s}": pool.submit(measure_start, s, out) for s in SEEDS}
         if "precision" in studies:
             pending |= {job.key: pool.submit(precision.run, job, out) for job in precision.jobs()}
-        return Results({key: future.result() for key, future in pending.items()})
+        of = expected()
+        return Results({k: {**found.result(), "of": of[k]} for k, found in pending.items()})
 
 
-def expected() -> set[str]:
-    """Return the keys of a whole record."""
-    starts = {f"start/policy/{seed}" for seed in SEEDS}
-    return {t.key for t in trials()} | starts | {job.key for job in precision.jobs()}
+def expected() -> dict[str, str]:
+    """Return the keys of a whole record, and fingerprints of what each record is of."""
+    return {
+        **{t.key: fingerprint(PROTOCOL, *settings_of(t)) for t in trials()},
+        **{f"start/policy/{s}": fingerprint(PROTOCOL, TASK, s) for s in SEEDS},
+        **{job.key: job.fingerprint for job in precision.jobs()},
+    }
+
+
+def not_of(results: Results) -> list[str]:
+    """Return which expected records are not there, or are of other settings than the present."""
+    records = results.records
+    return sorted(k for k, of in expected().items() if records.get(k, {}).get("of") != of)
 
 
 def main() -> None:
@@ -64,11 +74,14 @@ def main() -> None:
         except StudyError as error:
             sys.exit(str(error))
         earlier = Results.read(RECORD).records if RECORD.exists() else {}
-        kept = {key: r for key, r in earlier.items() if key in expected()}
+        kept = {key: record for key, record in earlier.items() if key in expected()}
         Results({**kept, **found.records}).write(RECORD)
     results = Results.read(RECORD)
-    if missing := expected() - results.records.keys():
-        sys.exit(f"{len(missing)} records are missing for the page, {min(missing)} the first.")
+    if missing := not_of(results):
+        sys.exit(
+            f"{len(missing)} records are missing for the page, or of other settings, {missing[0]} "
+            "the first."
+        )
     figures.draw(results, FIGURES)
     page.write(results, PAGE)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import isentrope
-from dynamics.running import folder
+from dynamics.running import fingerprint, folder
 from dynamics.studies import SEARCHED, TASK, UNTESTED, Trial
 from isentrope import EnvRef, Episode, Evaluation, LanguageModel
 from isentrope.config import read_config
@@ -34,6 +34,8 @@ TRIES = 16
 SEARCH_TRIES = 8
 """Rollouts of each dev problem at each temperature."""
 _FORMAT = 1  # raise when what is tested changes, so that no stale result is used
+PROTOCOL = json.dumps([TEMPERATURES, TRIES, SEARCH_TRIES, _FORMAT])
+"""How policies are measured."""
 
 _SERIES = {
     "entropy": "entropy",
@@ -111,13 +113,12 @@ def measure_start(seed: int, out: Path) -> Record:
         config.model.build(config.env).save(policy)
         return tested(policy, config.env, search=True)
 
-    return _kept(policy, test)
+    return _kept(policy, test, fingerprint(TASK))
 
 
-def _kept(path: Path, test: Callable[[], Record]) -> Record:
+def _kept(path: Path, test: Callable[[], Record], of: str = "") -> Record:
     """Return what a test found: from the file that it was written to, by the present protocol."""
-    protocol = json.dumps([TEMPERATURES, TRIES, SEARCH_TRIES, _FORMAT])
-    kept = path / f"tested-{sha256(protocol.encode()).hexdigest()[:8]}.json"
+    kept = path / f"tested-{sha256((PROTOCOL + of).encode()).hexdigest()[:8]}.json"
     if not kept.exists():
         found = json.dumps(test())
         draft = kept.with_suffix(".draft")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import attrs
 import isentrope
 from dynamics.studies import TASK, Trial
 from isentrope.config import TrainConfig, read_config
+from isentrope.structuring import unstructure
 
 
 class StudyError(Exception):
@@ -80,6 +83,21 @@ def config(trial: Trial, out: Path) -> TrainConfig:
         path = folder(trial.start, out) / "best"
         changes["model"] = {"id": "pretrained", "path": str(path)}
     return read_config(TASK, changes)
+
+
+def fingerprint(*decides: object) -> str:
+    """Return a short hash of what decides a record: plain data."""
+    return sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def settings_of(trial: Trial) -> list[object]:
+    """Return all that a study says of a trial, and the whole algorithm that its recipe stands for.
+
+    Not the rest of the configuration: an option that is new, and off, makes no record old.
+    """
+    start = trial.start and trial.start.key
+    algorithm = unstructure(config(trial, Path()).algorithm)
+    return [TASK, dict(trial.settings), trial.seed, start, algorithm]
 
 
 def _ready(trial: Trial, out: Path) -> bool:

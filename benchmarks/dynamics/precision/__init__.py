@@ -23,11 +23,13 @@ from typing import Any
 import torch
 from attrs import frozen
 
-from dynamics.precision.common import Record
-from dynamics.precision.gradients import softmax
+from dynamics.precision.common import ITERATIONS, Record
+from dynamics.precision.gradients import TRAINED, softmax
 from dynamics.precision.ratios import drift, fixed
 from dynamics.precision.trajectories import trajectory
 from dynamics.precision.variants import VARIANTS
+from dynamics.running import fingerprint
+from dynamics.studies import MANY_STEPS, TASK
 
 SEEDS = (2, 3, 4)
 
@@ -47,6 +49,13 @@ class Job:
         return "/".join(str(part) for part in parts if part is not None)
 
 
+    @property
+    def fingerprint(self) -> str:
+        """What decides the record."""
+        variants = VARIANTS if self.variant is None else VARIANTS[self.variant]
+        return fingerprint(TASK, MANY_STEPS["grpo"], ITERATIONS, TRAINED, variants)
+
+
 def jobs() -> list[Job]:
     """Return every measurement, the quick ones first."""
     quick = [Job(kind, seed) for seed in SEEDS for kind in ("fixed", "drift", "softmax")]
@@ -55,7 +64,7 @@ def jobs() -> list[Job]:
 
 def run(job: Job, out: Path) -> Record:
     """Return a job's record: the one on disk, or else measured and written there."""
-    path = out / f"{job.key}.json"
+    path = out / f"{job.key}-{job.fingerprint}.json"
     if not path.exists():
         torch.set_num_threads(1)
         found = (
