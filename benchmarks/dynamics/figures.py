@@ -18,6 +18,7 @@ from dynamics.precision import SEEDS as PRECISION_SEEDS
 from dynamics.precision.variants import VARIANTS
 from dynamics.results import Results
 from dynamics.studies import ALONE, RECIPES, REGIMES, SEQUENTIAL, TUNING, tuning_arm
+from dynamics.tables import chosen
 
 Values = NDArray[np.floating[Any]]
 GREY = "#888888"
@@ -178,6 +179,10 @@ def temperatures(results: Results) -> Any:
     return figure
 
 
+CROWDED = 0.28
+"""Deviation from which on settings are too near one another to be named."""
+
+
 def tuning(results: Results) -> Any:
     """Every setting that was tried: how well it held entropy, and what was learnt."""
     figure, axis = pyplot.subplots(figsize=(7, 3.8))
@@ -187,9 +192,14 @@ def tuning(results: Results) -> Any:
                 results.mean("tuning", tuning_arm(name, setting), path).mean
                 for path in ("entropy_error", "dev_success")
             )
-            axis.scatter(x, y, s=40, color=COLOURS[name], label=None if i else name)
+            ring = "black" if setting == chosen(results, name) else "none"
+            axis.scatter(
+                x, y, s=40, color=COLOURS[name], edgecolors=ring, label=None if i else name
+            )
             where = (5, (-3, 4, -10, -3)[i])
-            axis.annotate(setting, (x, y), where, textcoords="offset points", fontsize=7)
+            if x < CROWDED:
+                axis.annotate(setting, (x, y), where, textcoords="offset points", fontsize=7)
+    axis.set_title("a ring: chosen; on the right, where entropy fell, see the table", fontsize=9)
     axis.set_xlabel("mean deviation from the first iteration's entropy, relative")
     axis.set_ylabel("success on dev problems")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))

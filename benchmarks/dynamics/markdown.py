@@ -19,9 +19,11 @@ def number(found: Estimate, digits: int = 2, sign: bool = False) -> str:
     return f"{found.mean:{form}} ({found.low:{form}} .. {found.high:{form}})"
 
 
-def percent(found: Estimate) -> str:
+def percent(found: Estimate, sign: bool = True) -> str:
     """Write an estimate of a relative change: mean % (low .. high)."""
-    return f"{found.mean:+.0%} ({found.low:+.0%} .. {found.high:+.0%})".replace("%", " %")
+    form = "+.0%" if sign else ".0%"
+    text = f"{found.mean:{form}} ({found.low:{form}} .. {found.high:{form}})"
+    return text.replace("%", " %")
 
 
 def signed(found: Estimate, digits: int = 2) -> str:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import jinja2
+import numpy as np
 
 import dynamics.precision.tables as numerics
 from dynamics import measuring, precision, studies, tables
@@ -66,6 +67,8 @@ def render(results: Results) -> str:
         studies=studies,
         correlated=partial(_correlated, results),
         chosen=partial(tables.chosen, results),
+        holding=partial(tables.holding, results),
+        further=partial(numerics.further, results),
         HELD=tables.HELD,
         falling=partial(_changing, results, lambda e: e.high < 0),
         rising=partial(_changing, results, lambda e: e.low > 0),
@@ -107,15 +110,18 @@ def _nats(results: Results) -> tuple[float, float]:
 
 def _at_the_edge(results: Results) -> str:
     """Say how many policies would have liked a temperature beyond those tried."""
-    chosen = [
-        t
-        for name in studies.RECIPES
-        for k in (1, 8)
-        for t in results.values("recipes", name, f"best_{k}.temperature")
-    ]
-    edges = (measuring.TEMPERATURES[0], measuring.TEMPERATURES[-1])
-    low, high = (sum(t == edge for t in chosen) for edge in edges)
-    return f"Of {len(chosen)} choices {low} are of the lowest, and {high} of the highest."
+    said = []
+    for k in (1, 8):
+        path = f"best_{k}.temperature"
+        chosen = [t for name in studies.RECIPES for t in results.values("recipes", name, path)]
+        edges = (measuring.TEMPERATURES[0], measuring.TEMPERATURES[-1])
+        low, high = (sum(t == edge for t in chosen) for edge in edges)
+        said.append(
+            f"of the {len(chosen)} choices for pass@{k}, {low} are of the lowest that was tried "
+            f"and {high} of the highest"
+        )
+    text = "; ".join(said)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _adapo_holds(results: Results) -> str:
@@ -123,7 +129,7 @@ def _adapo_holds(results: Results) -> str:
     held = [
         name
         for name, (_, arm) in studies.REGIMES.items()
-        if abs(results.mean(*arm, "entropy_change").mean) <= tables.HELD
+        if abs(np.mean(results.values(*arm, "entropy_change", studies.FEWER_SEEDS))) <= tables.HELD
     ]
     within = f"within {tables.HELD:.0%}".replace("%", " %")
     return f"It ends {within} of where it began, in the mean, with: {', '.join(held) or 'none'}."

@@ -164,6 +164,16 @@ REGIMES: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = {
 }
 """Study and arm of DAPO, or GSPO, and of ADAPO. Steps are what an iteration takes at most."""
 
+LADDER = 0.1
+"""Where the recipes' ladders end, in both directions."""
+CONTROLLED: Mapping[str, tuple[str, float, float]] = {
+    "repo-r": ("repo_r.zeta", -LADDER, LADDER),
+    "repo-d": ("repo_d.zeta", -LADDER, LADDER),
+    "grpo-bonus": ("entropy_bonus.coef", -LADDER, LADDER),
+    "adapo": ("objective.eps_high", *SCALE_OF_DAPO),
+}
+"""The knob of each controlled recipe, and the ends of its range."""
+
 ALONE = "B alone grpo"
 SEQUENTIAL = ("grpo", "repo-r", "adapo")
 SMALL, LARGE = ({"env.coefficients": which} for which in ("small", "large"))

@@ -42,6 +42,8 @@ def recipes(results: Results) -> str:
         [
             ("steps an iteration", lambda n: f"{mean(n, 'steps').mean:.1f}"),
             ("entropy, change at the end", lambda n: percent(mean(n, "entropy_change"))),
+            ("deviation over training", lambda n: percent(mean(n, "entropy_error"), sign=False)),
+            ("knob at an end", partial(_at_an_end, results)),
             ("at the best checkpoint", lambda n: percent(mean(n, "entropy_change_at_best"))),
             ("cumulative entropy", lambda n: number(mean(n, "cumulative_entropy"), 0)),
             ("reward at the end", lambda n: number(mean(n, "last_reward"))),
@@ -54,6 +56,21 @@ def recipes(results: Results) -> str:
     )
 
 
+def _at_an_end(results: Results, name: str) -> str:
+    """Return the share of training in which a recipe's knob sat at an end of its range."""
+    if name not in studies.CONTROLLED:
+        return ""
+    knob, low, high = studies.CONTROLLED[name]
+    return share(at_end(results.values("recipes", name, f"knobs.{knob}"), low, high))
+
+
+def at_end(values: Any, low: float, high: float) -> float:
+    """Return the share of a knob's values that are within a hundredth of an end of its range."""
+    found = np.array(values)
+    near_low = found <= low + 0.01 * abs(low)
+    return float((near_low | (found >= high - 0.01 * abs(high))).mean())
+
+
 def against_grpo(results: Results) -> str:
     """Differences from GRPO, paired by seed; bold where 0 is left out."""
 
@@ -64,6 +81,7 @@ def against_grpo(results: Results) -> str:
     paths = {
         "success": "test.pass_at.1",
         "success of the last policy": "final.pass_at.1",
+        "reward at the end": "last_reward",
         "pass@8": "test.pass_at.8",
         "pass@1, best temperature": "best_1.pass_at.1",
         "pass@8, best temperature": "best_8.pass_at.8",
@@ -99,15 +117,16 @@ def tuning(results: Results) -> str:
 
     def cells(name: str, setting: str) -> list[str]:
         arm = tuning_arm(name, setting)
-        success, error, change = (
-            results.mean("tuning", arm, path).mean
-            for path in ("dev_success", "entropy_error", "entropy_change")
+        success, error = (
+            results.mean("tuning", arm, path).mean for path in ("dev_success", "entropy_error")
         )
         shown = f"`{name}` {setting}"
         shown = f"**{shown}**" if setting == chosen(results, name) else shown
-        return [shown, f"{success:.3f}", share(error), share(change, "+.0%")]
+        holds = "yes" if setting in holding(results, name) else ""
+        off = share(_off(results, name, setting))
+        return [shown, f"{success:.3f}", share(error), off, holds]
 
-    head = ["setting", "success on dev", "deviation of entropy", "change at the end"]
+    head = ["setting", "success on dev", "deviation of entropy", "off at the end", "holds"]
     return table(head, (cells(name, s) for name, found in studies.TUNING.items() for s in found))
 
 
@@ -122,10 +141,20 @@ def chosen(results: Results, name: str) -> str:
         return results.values("tuning", tuning_arm(name, setting), path)
 
     settings = studies.TUNING[name]
-    held = [s for s in settings if np.abs(of(s, "entropy_change")).mean() <= HELD]
-    if held:
+    if held := holding(results, name):
         return max(held, key=lambda s: float(np.mean(of(s, "dev_success"))))
     return min(settings, key=lambda s: float(np.mean(of(s, "entropy_error"))))
+
+
+def holding(results: Results, name: str) -> list[str]:
+    """Return the settings of a controlled recipe that hold entropy."""
+    return [s for s in studies.TUNING[name] if _off(results, name, s) <= HELD]
+
+
+def _off(results: Results, name: str, setting: str) -> float:
+    """Return how far from where it began entropy ends, up or down: mean over seeds."""
+    changes = results.values("tuning", tuning_arm(name, setting), "entropy_change")
+    return float(np.abs(changes).mean())
 
 
 def many_steps(results: Results) -> str:
@@ -153,10 +182,11 @@ def adapo(results: Results) -> str:
     """DAPO and ADAPO in every regime, on the seeds that both of them have."""
     head = [
         "regime",
-        "clipped above, DAPO",
-        "entropy change, DAPO",
+        "clipped above, fixed bound",
+        "entropy change, fixed bound",
         "ADAPO",
-        "deviation, ADAPO less DAPO",
+        "deviation, ADAPO's less the fixed one's",
+        "success, the same",
         "its bound at an end of its range",
     ]
     return table(head, (_regime(results, name) for name in studies.REGIMES))
@@ -168,16 +198,16 @@ def _regime(results: Results, name: str) -> list[str]:
     def of(arm: tuple[str, str], path: str) -> list[Any]:
         return results.values(*arm, path, studies.FEWER_SEEDS)
 
-    bounds = np.array(of(moving, "knobs.objective.eps_high"))
+    bounds = of(moving, "knobs.objective.eps_high")
     low, high = studies.SCALE_OF_GSPO if "GSPO" in name else studies.SCALE_OF_DAPO
-    at_end = (bounds <= low * 1.01) | (bounds >= high / 1.01)
     return [
         name,
         share(float(np.mean(of(fixed, "series.clip_high"))), ".1%"),
         percent(estimate(of(fixed, "entropy_change"))),
         percent(estimate(of(moving, "entropy_change"))),
         signed(difference(of(moving, "entropy_error"), of(fixed, "entropy_error"))),
-        share(float(at_end.mean())),
+        signed(difference(of(moving, "test.pass_at.1"), of(fixed, "test.pass_at.1"))),
+        share(at_end(bounds, low, high)),
     ]
 
 
@@ -204,14 +234,24 @@ def sequence(results: Results) -> str:
             arm,
             f"{results.mean('sequence', arm, 'first_success').mean:.2f}",
             number(results.mean("sequence", arm, "early_success")),
+            number(results.mean("sequence", arm, "last_reward")),
             number(results.mean("sequence", arm, "test.pass_at.1")),
             number(results.mean("sequence", arm, "test.pass_at.8")),
-            f"{results.mean('sequence', arm, 'first_entropy').mean:.3f}",
+            number(results.mean("sequence", arm, "first_entropy")),
             percent(results.mean("sequence", arm, "entropy_change")),
         ]
         for arm in arms
     )
-    head = ["task, recipe", "success at first", "early", "on test", "pass@8", "entropy", "change"]
+    head = [
+        "task, recipe",
+        "success at first",
+        "early",
+        "reward at the end",
+        "on test",
+        "pass@8",
+        "first entropy",
+        "change",
+    ]
     return table(head, rows)
 
 

@@ -1,7 +1,7 @@
 """The paper's algorithms as compositions. What differs between two recipes is what you see.
 
 Constants are the paper's, where it prints them (section 6, C.3). The controllers' ranges are ours,
-each the best of four (docs/entropy-dynamics.md, figures/tuning.svg).
+each chosen of four (docs/entropy-dynamics.md, figures/tuning.svg).
 """
 
 from __future__ import annotations

@@ -71,7 +71,17 @@ def test_the_record_holds_what_the_studies_ask_for(record: Results, made_up: Res
     assert entropy_dynamics.expected().keys() == record.records.keys()
     for key, found in record.records.items():
         if not key.startswith("precision/"):
-            assert found.keys() <= made_up.records[key].keys()
+            assert found.keys() - {"of"} <= made_up.records[key].keys()
+
+
+def test_a_record_of_other_settings_is_not_drawn(
+    record: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever changes: a study's settings, what a recipe stands for, or how is measured."""
+    monkeypatch.setitem(studies.RECIPES, "grpo", studies.recipe("grpo", epochs=3))
+    monkeypatch.setitem(studies.TASK, "iterations", 7)
+    assert "recipes/grpo/2" in entropy_dynamics.not_of(record)
+    assert len(record.records) == len(entropy_dynamics.not_of(record))
 
 
 def test_the_recipes_have_the_settings_that_tuning_chose(record: Results) -> None:

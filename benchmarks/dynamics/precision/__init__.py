@@ -48,7 +48,6 @@ class Job:
         parts = ("precision", self.kind, self.variant, self.seed)
         return "/".join(str(part) for part in parts if part is not None)
 
-
     @property
     def fingerprint(self) -> str:
         """What decides the record."""

@@ -92,6 +92,26 @@ def _trained(results: Results, variant: str) -> list[str]:
     ]
 
 
+def further(results: Results) -> str:
+    """Name the variants that end further from float64's entropy than float32 on every seed."""
+
+    def apart(variant: str) -> list[float]:
+        every = (
+            tuple(
+                results.records[f"precision/trajectory/{v}/{seed}"]["entropy"]
+                for v in (variant, REFERENCE)
+            )
+            for seed in SEEDS
+        )
+        return [distance(*pair)["mean_abs"] for pair in every]
+
+    names = [name for name in VARIANTS if name not in (REFERENCE, "float32")]
+    found = [
+        n for n in names if all(a > b for a, b in zip(apart(n), apart("float32"), strict=True))
+    ]
+    return ", ".join(f"`{name}`" for name in found) or "none"
+
+
 def _each(results: Results, kind: str) -> list[Any]:
     """Return one kind of record, seed by seed."""
     return [results.records[f"precision/{kind}/{seed}"] for seed in SEEDS]
