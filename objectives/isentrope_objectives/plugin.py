@@ -76,6 +76,12 @@ _PARTS = (
         f"{_HERE}.surrogates:EntropyBonus",
         "A bonus for exact entropy, to be added as a regularizer",
     ),
+    ComponentSpec(
+        "objective",
+        "kl-to-start",
+        f"{_HERE}.surrogates:KlToStart",
+        "Pulls back to the policy that the run started from; a regularizer",
+    ),
 )
 _RECIPES = {
     "rloo": "Leave-one-out REINFORCE, on-policy",

@@ -91,6 +91,31 @@ class EntropyBonus(Objective):
         return -self.coef * batch.entropy
 
 
+@frozen(kw_only=True)
+class KlToStart(Objective):
+    """``coef * (logp - reference_logp)^2 / 2``: pulls back to the policy that the run started from.
+
+    To be added to another objective, as a regularizer. On-policy, its gradient is that of
+    ``coef * KL(policy || start)`` in expectation, which the usual estimator's (``e^-d + d - 1``,
+    with d the difference) is not: that one has the gradient of ``KL(start || policy)``.
+    """
+
+    uses_ratio: ClassVar[bool] = False
+    keeps_zero_groups: ClassVar[bool] = True
+    needs = frozenset({"reference_logp"})
+
+    coef: float = knob(1e-3, low=0.0, high=10.0)
+
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        """Return the loss per token [T]."""
+        return self.coef * (batch.logp - batch.reference_logp).square() / 2
+
+    def diagnostics(self, batch: TokenBatch) -> Mapping[str, Tensor]:
+        """Return ``kl``: an estimate of KL(policy || start) by token, nats, never negative."""
+        apart = (batch.reference_logp - batch.logp).detach()
+        return {"kl": apart.exp() - apart - 1}
+
+
 def _smaller(ratio: Tensor, advantage: Tensor, eps_low: float, eps_high: float) -> Tensor:
     """``min(r * A, clip(r) * A)``: what PPO maximises, the pessimistic one of the two."""
     clipped = ratio.clamp(1 - eps_low, 1 + eps_high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -20,8 +21,11 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-_console = Console() if sys.stdout.isatty() else Console(width=1000, soft_wrap=True)
+_FIRST = os.environ.get("RANK", "0") == "0"
+"""Under torchrun, only the first rank speaks."""
+_WIDTH: dict[str, Any] = {} if sys.stdout.isatty() else {"width": 1000, "soft_wrap": True}
 """A file or a pipe gets whole lines, however long."""
+_console = Console(quiet=not _FIRST, **_WIDTH)
 
 
 def main() -> None:
@@ -33,7 +37,9 @@ def main() -> None:
     try:
         app()
     except IsentropeError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
+        Console(stderr=True, quiet=not _FIRST).print(
+            f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True
+        )
         sys.exit(2)
 
 
@@ -84,6 +90,8 @@ def train(
     wanted = planned.iterations
     with LiveView(_console, wanted, planned.algorithm.knobs()) as view:
         run = isentrope.train(config, resume=resume, on_iteration=view, **overrides)
+    if not _FIRST:
+        return
     metrics = run.metrics
     _console.print(f"Run folder: {run.path}", highlight=False, markup=False)
     _console.print(f"Report: {isentrope.report(run)}", highlight=False, markup=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import attrs
 import tomli_w
@@ -21,9 +21,14 @@ from isentrope.specs import EnvRef
 from isentrope.structuring import fields, structure, unstructure
 from isentrope.validation import flag, instance_of, one_of, real, whole
 
+if TYPE_CHECKING:
+    import torch
+
 _DEFAULT_IDS = {"model": "tiny-qwen3", "engine": "transformers"}
 """Ids, looked up among the plugins like any other."""
 Head = Literal["chunked", "cut-cross-entropy"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Schedule = Literal["constant", "linear", "cosine"]
 _one_or_more = whole(1)
 _positive = real(above=0)
 
@@ -89,10 +94,16 @@ class LoraConfig:
 
 @frozen(kw_only=True)
 class LearnerConfig:
-    """How the policy is updated: AdamW at a constant rate."""
+    """How the policy is updated: AdamW."""
 
     lr: float = field(default=3e-4, validator=real(high=1, above=0))
+    schedule: Schedule = field(default="constant", validator=one_of(get_args(Schedule)))
+    """What becomes of the rate until the last of `TrainConfig.iterations`: it stays, or falls to
+    zero along a line or a cosine."""
+    warmup: int = field(default=0, validator=whole(0))
+    """Iterations over which the rate first rises from zero."""
     weight_decay: float = field(default=0.0, validator=real(0))
+    """Of matrices; biases and gains of norms are left alone."""
     betas: tuple[float, float] = field(default=(0.9, 0.95))
     max_grad_norm: float = field(default=1.0, validator=_positive)
     """Gradients are scaled down to this L2 norm."""
@@ -103,11 +114,30 @@ class LearnerConfig:
     head: Head = field(default="chunked", validator=one_of(get_args(Head)))
     """How log-probs come from hidden states: Isentrope's own way, or cut-cross-entropy's, which
     knows no entropy and whose softmax gradient is not exact (package extra ``gpu``)."""
+    dtype: Dtype = field(default="float32", validator=one_of(get_args(Dtype)))
+    """What the policy computes in. Its trained weights, their gradients' sums, log-probs and ratios
+    are float32 whatever it is; float16 scales the loss, and is for GPUs (docs/numerics.md)."""
     micro_batch_tokens: int = field(default=4096, validator=_one_or_more)
-    """Tokens (padding included) per forward pass; changes memory and speed, never the gradient."""
+    """Tokens per forward pass of a rank; changes memory and speed, never the gradient."""
+    activation_checkpointing: bool = field(default=False, validator=flag())
+    """Compute each layer again in the backward pass instead of keeping its activations."""
+    cpu_offload: bool = field(default=False, validator=flag())
+    """Keep the shards of a policy on a GPU in the CPU's memory when they are not needed."""
     probe: int = field(default=32, validator=whole(0))
     """Episodes of each iteration whose exact entropy is measured before and after the update, on
     the same tokens, beside the change that theory predicts. 0: none."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the policy is wrapped in FSDP2 even on one rank."""
+        return self.dtype != "float32" or self.cpu_offload
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype`, as torch has it."""
+        import torch
+
+        return getattr(torch, self.dtype)  # type: ignore[no-any-return]  # its names are torch's
 
     @betas.validator
     def _check_betas(self, _: attrs.Attribute[Any], value: object) -> None:
@@ -176,8 +206,18 @@ class TrainConfig:
                 "learner's log-probs are those of the whole distribution): use top_p=1 and "
                 "top_k=0, or an objective without ratios."
             )
+        if self.learner.warmup >= self.iterations:
+            raise ConfigError(
+                f"learner.warmup ({self.learner.warmup}) must be less than the iterations "
+                f"({self.iterations}), or the full rate is never reached."
+            )
         if self.learner.head == "cut-cross-entropy":
             self._check_log_probs_suffice()
+        if "reference_logp" in self.algorithm.needs and self.learner.lora is None:
+            raise ConfigError(
+                "The algorithm compares the policy with the one that the run starts from, which is "
+                "kept only where adapters are trained: set learner.lora = {}."
+            )
         with within("env"):
             env = make(self.env.id, **self.env.config)
         for split, place in self._splits():

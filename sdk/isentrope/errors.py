@@ -59,6 +59,10 @@ class TrainingError(IsentropeError):
     """A run that cannot go on; everything written before stays."""
 
 
+class OtherRankError(IsentropeError):
+    """Rank 0 failed, and says why; this one only stops."""
+
+
 @contextmanager
 def within(key: str) -> Iterator[None]:
     """Say in an error that passes through where in the configuration it happened."""

@@ -9,10 +9,11 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,13 +53,15 @@ def train(
     resume: a run to go on with, in place of `config`, exactly as if it had never stopped; of its
     configuration only `iterations` may be changed.
 
-    Ctrl-C stops at the iteration's end with everything saved; a second one stops at once, and
-    loses what came after the last checkpoint.
+    Ctrl-C, or SIGTERM, stops at the iteration's end with everything saved; a second Ctrl-C stops at
+    once, and loses what came after the last checkpoint.
+
+    Under ``torchrun`` all ranks call this with the same arguments, and hold the policy together.
+    ``learner.micro_batch_tokens`` is then each rank's own; the gradient is that of one process.
 
     Raises `ConfigError` before anything is loaded where the composition cannot work, and
     `TrainingError` where the run cannot go on; what was written stays.
     """
-    _check_one_rank()
     listener = on_iteration or (lambda _: None)
     if init is not None:
         overrides["model"] = {"id": "pretrained", "path": str(init)}
@@ -81,21 +84,26 @@ def train(
 def _train(
     config: TrainConfig, text: str, open_run: Callable[[], Run], on_iteration: Listener
 ) -> Run:
+    from isentrope.learner.ranks import joined
     from isentrope.trainer import Trainer
 
     with (
         _threads(config.threads),
+        joined(sharded=config.learner.sharded) as ranks,
         asyncio.Runner() as runner,
         _interruptible() as interrupted,
     ):
-        trainer = Trainer.build(config)
+        trainer = Trainer.build(config, ranks)
         try:
-            run = open_run()  # after what may fail, so that a failure leaves no folder behind
-            with run.locked():
-                run.rewrite_config(text)  # a resumed run may have more iterations to go
+            # After what may fail, so that a failure leaves no folder behind.
+            run = ranks.by_first(open_run)
+            with ExitStack() as held:
+                ranks.by_first(lambda: held.enter_context(run.locked()))
+                # A resumed run may have more iterations to go.
+                ranks.by_first(lambda: run.rewrite_config(text))
                 _iterate(trainer, run, runner, on_iteration, interrupted)
         finally:
-            runner.run(trainer.close())
+            trainer.close(runner)
     return run
 
 
@@ -106,32 +114,55 @@ def _iterate(
     on_iteration: Listener,
     interrupted: Callable[[], bool],
 ) -> None:
-    """Go on from the newest checkpoint, if there is one, until the run ends or is interrupted."""
+    """Go on from the newest checkpoint, if there is one, until the run ends or is interrupted.
+
+    What only the first rank does, it does in `by_first`: the others learn of it if it fails.
+    """
     from isentrope.learner.checkpoints import CheckpointFolder
 
-    config, progress = trainer.config, trainer.progress
-    checkpoints = CheckpointFolder(run.checkpoints)
-    for sentence in checkpoints.load(trainer.learner, progress):
+    config, progress, ranks = trainer.config, trainer.progress, trainer.ranks
+    with CheckpointFolder(run.checkpoints, ranks) as checkpoints:
+        damaged = checkpoints.load(trainer.learner, progress)
+        ranks.by_first(lambda: _prepare(run, progress, damaged, ended=_ended(config, progress)))
+        trainer.publish(runner)
+        if not _ended(config, progress):
+            trainer.rehearse()
+        saved = progress.iteration
+        held_up = 0.0  # by the checkpoint before: it is written after its iteration's metrics
+        stopping = False
+        while not (_ended(config, progress) or stopping):
+            metrics, episodes = trainer.iterate(runner)
+            metrics["seconds/checkpoint"], held_up = held_up, 0.0
+            metrics["stopped"] = _nothing_to_learn(config, progress)
+            metrics |= _evaluation(config, trainer, run, runner)
+            with _writing(run, progress.iteration):
+                ranks.by_first(lambda: run.record(metrics, episodes))  # noqa: B023  # now
+                if progress.iteration % config.checkpoint_every == 0:
+                    begun = time.perf_counter()
+                    checkpoints.save(trainer.learner, progress)
+                    saved, held_up = progress.iteration, time.perf_counter() - begun
+            ranks.by_first(lambda: on_iteration(metrics))  # noqa: B023  # now
+            stopping = any(ranks.gather(interrupted()))
+        with _writing(run, progress.iteration):
+            if saved != progress.iteration:  # ended or interrupted, whenever the signal came
+                checkpoints.save(trainer.learner, progress)
+            checkpoints.finish()
+            _put(trainer, run, run.policy)
+
+
+def _prepare(run: Run, progress: Progress, damaged: Sequence[str], *, ended: bool) -> None:
+    """Bring a run's folder to where its checkpoint is, and say what was damaged."""
+    for sentence in damaged:
         warnings.warn(sentence, stacklevel=3)
     run.rewind(progress.iteration)
-    runner.run(trainer.publish())
-    if not _ended(config, progress):
+    if not ended:
         shutil.rmtree(run.policy, ignore_errors=True)  # of an earlier end, now outdated
-    saved = progress.iteration
-    while not (_ended(config, progress) or interrupted()):
-        metrics, episodes = trainer.iterate(runner)
-        metrics["stopped"] = _nothing_to_learn(config, progress)
-        metrics |= _evaluation(config, trainer, run, runner)
-        with _writing(run, progress.iteration):
-            run.record(metrics, episodes)
-            if progress.iteration % config.checkpoint_every == 0:
-                checkpoints.save(trainer.learner, progress)
-                saved = progress.iteration
-        on_iteration(metrics)
-    with _writing(run, progress.iteration):
-        if saved != progress.iteration:  # ended or interrupted, whenever the signal came
-            checkpoints.save(trainer.learner, progress)
-        run.put(run.policy, trainer.save)
+
+
+def _put(trainer: Trainer, run: Run, folder: Path) -> None:
+    """Write the policy to a folder of the run."""
+    write = trainer.export()
+    trainer.ranks.by_first(lambda: run.put(folder, write))
 
 
 def _as_text(config: TrainConfig) -> str:
@@ -166,7 +197,7 @@ def _evaluation(
     if math.isfinite(score) and (progress.best is None or score > progress.best):
         progress.best = score
         with _writing(run, progress.iteration):
-            run.put(run.path / "best", trainer.save)
+            _put(trainer, run, run.path / "best")
     return metrics
 
 
@@ -203,25 +234,28 @@ def _writing(run: Run, iteration: int) -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C only ask to stop; yields whether one did."""
+    """Let the first Ctrl-C, and a cluster's SIGTERM, only ask to stop; yields whether one did."""
     asked = threading.Event()
+    first = os.environ.get("RANK", "0") == "0"
 
     def ask(signum: int, frame: object) -> None:
-        del signum, frame
-        if asked.is_set():
+        del frame
+        if asked.is_set() and signum == signal.SIGINT:
             raise KeyboardInterrupt
+        if first and not asked.is_set():
+            message = "Stopping at the end of this iteration; Ctrl-C again stops at once."
+            print(message, file=sys.stderr, flush=True)
         asked.set()
-        message = "Stopping at the end of this iteration; Ctrl-C again stops at once."
-        print(message, file=sys.stderr, flush=True)
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set  # signals go to the main thread, and handlers are set there only
         return
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _ended(config: TrainConfig, progress: Progress) -> bool:
@@ -237,14 +271,6 @@ def _nothing_to_learn(config: TrainConfig, progress: Progress) -> str | None:
         "Either every group's rewards were equal (groups_zero; the task is too easy or too hard "
         "for this policy), or no gradient was finite (steps_skipped)."
     )
-
-
-def _check_one_rank() -> None:
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks > 1:
-        raise ConfigError(
-            f"Started on {ranks} ranks, but this version trains on one: start a single process."
-        )
 
 
 @contextmanager

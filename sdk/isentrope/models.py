@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -86,9 +87,20 @@ class LanguageModel:
         with _no_progress_bars():
             try:
                 self.model.save_pretrained(folder, state_dict=weights)
+                if weights is not None:
+                    _declare_dtype(folder / "config.json", weights)
             except SafetensorError as error:  # a full disk, say
                 raise OSError(str(error)) from error
             self.tokenizer.save_pretrained(folder)
+
+
+def _declare_dtype(config: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write what the weights are in, which need not be what the model computes in."""
+    dtypes = {w.dtype for w in weights.values() if w.is_floating_point()}
+    if len(dtypes) == 1:
+        data = json.loads(config.read_text(encoding="utf-8"))
+        data["dtype"] = str(dtypes.pop()).removeprefix("torch.")
+        config.write_text(json.dumps(data, indent=2), encoding="utf-8")
 
 
 @contextmanager

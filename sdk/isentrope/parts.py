@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Estimator = Literal["sampled", "exact"]
 """How entropy is measured: over the sampled tokens, or their full distributions."""
-NEEDS = frozenset({"entropy", "entropy_response"})
+NEEDS = frozenset({"entropy", "entropy_response", "reference_logp"})
 """What a part may ask the learner to compute beyond log-probs: fields of `TokenBatch`."""
 
 
@@ -65,6 +65,7 @@ class TokenBatch:
     """Optimizer steps taken since the experience was collected; 0 is strictly on-policy."""
     _entropy: Tensor | None = None
     _entropy_response: Tensor | None = None
+    _reference_logp: Tensor | None = None
     _weight: Tensor | None = None
 
     @property
@@ -85,6 +86,16 @@ class TokenBatch:
         Raises `ConfigError` unless a part of the algorithm `needs` it.
         """
         return _computed("entropy_response", self._entropy_response)
+
+    @property
+    def reference_logp(self) -> Tensor:
+        """[T] float32, nats: log-prob of each token under the policy that the run started from.
+
+        Known where adapters are trained, which can be switched off.
+
+        Raises `ConfigError` unless a part of the algorithm `needs` it.
+        """
+        return _computed("reference_logp", self._reference_logp)
 
     @property
     def weight(self) -> Tensor:

@@ -2,13 +2,16 @@
 
 sample tasks -> G rollouts each -> recompute log-probs -> controllers move knobs -> advantages,
 filter -> epochs x minibatches -> publish.
+
+Every rank runs this. What decides anything is the same number on all of them; the first alone has
+an engine and environments, and hands the episodes round.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from isentrope.environments import Task
 from isentrope.episodes import Episode, Status
 from isentrope.errors import TrainingError
 from isentrope.evaluation import requests, summarize
+from isentrope.learner.accounting import peak_flops, peak_memory
 from isentrope.learner.checkpoints import Progress
 from isentrope.learner.experience import Experience, experience, usable
 from isentrope.learner.head import TokenScores
@@ -32,11 +36,12 @@ from isentrope.learner.metrics import Clock, learning_metrics, rollout_metrics
 from isentrope.learner.packing import concatenate
 from isentrope.learner.policy import Policy
 from isentrope.learner.probe import Probe
+from isentrope.learner.ranks import Ranks
 from isentrope.models import LanguageModel
 from isentrope.parts import Statistics
 from isentrope.rollout.chat import ChatTemplate
 from isentrope.rollout.collector import Request, RolloutCollector
-from isentrope.seeding import derive
+from isentrope.seeding import derive, seed_everything
 from isentrope.specs import EnvRef
 
 Metrics = dict[str, Any]
@@ -49,47 +54,64 @@ class Trainer:
     config: TrainConfig
     model: LanguageModel
     learner: Learner
-    engine: Engine
-    collector: RolloutCollector
+    rollouts: Rollouts | None
+    """Of the first rank."""
+    context: int
     tasks: tuple[Task, ...]
     progress: Progress
 
     @classmethod
-    def build(cls, config: TrainConfig) -> Trainer:
+    def build(cls, config: TrainConfig, ranks: Ranks | None = None) -> Trainer:
         """Load the model, and put learner, engine and environments round it."""
+        ranks = ranks or Ranks()
         torch.manual_seed(derive(config.seed, "model"))
-        model = config.model.build(config.env)
-        engine = config.engine.build(model)
+        model = ranks.first_then_others(lambda: config.model.build(config.env))
+        context = config.rollout.context_within(model.context)
+        made: list[Rollouts] = []
+        ranks.by_first(lambda: made.append(Rollouts.build(config, model, context)))
         policy = Policy(
             model.model, config.rollout.temperature, config.learner.lora, config.learner.head
         )
-        collector = RolloutCollector(
-            env=config.env,
-            engine=engine,
-            template=ChatTemplate(model.tokenizer, model.stop_ids),
-            config=config.rollout,
-            sampling=config.rollout.sampling(model.stop_ids),
-            context=config.rollout.context_within(model.context),
-        )
         tasks = _tasks(config.env, config.rollout.split)
-        learner = Learner(policy, config.learner)
+        learner = Learner(policy, config.learner, ranks)
         state = config.algorithm.initial_state()
         state.initial_entropy = state.initial_exact_entropy = config.initial_entropy
-        progress = Progress(state)
-        return cls(config, model, learner, engine, collector, tasks, progress)
+        rollouts = made[0] if made else None
+        return cls(config, model, learner, rollouts, context, tasks, Progress(state))
 
-    async def publish(self) -> None:
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of the run."""
+        return self.learner.ranks
+
+    def publish(self, runner: asyncio.Runner) -> None:
         """Hand the present weights to the engine."""
-        weights = WeightsRef(self.progress.version, self.learner.policy.weights())
-        await self.engine.publish(weights)
-        self.collector.version = weights.version
+        weights = self.learner.policy.weights(keep=self.ranks.first)
+
+        def publish() -> None:
+            assert self.rollouts is not None  # the first rank's
+            runner.run(self.rollouts.publish(WeightsRef(self.progress.version, weights)))
+
+        self.ranks.by_first(publish)
+
+    def rehearse(self) -> None:
+        """Go through the largest micro-batch that there can be, without effect.
+
+        On a CPU, whose memory is short only in a way that no process lives to report, and where the
+        positions of a large model take long, only up to `rollout.context`, if that is set.
+
+        Raises `TrainingError` where it does not fit into memory.
+        """
+        if self.learner.device.type == "cpu" and self.config.rollout.context is None:
+            return
+        self.learner.rehearse(self.context, self.config.algorithm.needs_of_experience)
 
     def evaluate(self, config: EvaluationConfig, runner: asyncio.Runner) -> Metrics:
         """Evaluate the present policy; the same tasks and seeds every time."""
         clock = Clock()
         tasks = [task.id for task in _tasks(self.config.env, config.split)[: config.tasks]]
         wanted = requests(tasks, config.k, derive(self.config.seed, "evaluation"))
-        episodes = runner.run(self.collector.collect(wanted))
+        episodes, _ = self._collect(wanted, runner)
         result = summarize(episodes, env=self.config.env.id, split=config.split, k=config.k)
         clock.lap("evaluation")
         return {
@@ -101,26 +123,53 @@ class Trainer:
             **clock.seconds,
         }
 
-    async def close(self) -> None:
+    def close(self, runner: asyncio.Runner) -> None:
         """Close environments and engine."""
-        try:
-            self.collector.close()
-        finally:
-            await self.engine.close()
+        if self.rollouts is not None:
+            runner.run(self.rollouts.close())
 
-    def save(self, folder: Path) -> None:
-        """Write the policy, adapters merged in, in transformers' own format."""
-        self.model.save(folder, self.learner.policy.weights())
+    def export(self) -> Callable[[Path], None]:
+        """Gather the policy, and return what writes it to a folder, in transformers' own format.
+
+        Adapters are merged in, and beside that in ``adapter/``, in peft's format.
+        """
+        policy = self.learner.policy
+        weights, adapter = policy.weights(keep=self.ranks.first), policy.adapter()
+
+        def write(folder: Path) -> None:
+            self.model.save(folder, weights)
+            if adapter:
+                policy.save_adapter(folder / "adapter", adapter)
+
+        return write
+
+    def _collect(
+        self, wanted: Sequence[Request], runner: asyncio.Runner
+    ) -> tuple[list[Episode], float]:
+        """Return episodes, and the seconds of them that environments took."""
+
+        def collect() -> tuple[list[Episode], float]:
+            assert self.rollouts is not None  # the first rank's
+            collector = self.rollouts.collector
+            before = collector.environment_seconds
+            episodes = runner.run(collector.collect(wanted))
+            return episodes, collector.environment_seconds - before
+
+        return self.ranks.by_first(collect)
 
     def iterate(self, runner: asyncio.Runner) -> tuple[Metrics, list[Episode]]:
         """Run the next iteration; return what it came to, and its episodes."""
         clock, progress, configured = Clock(), self.progress, self.config.algorithm
         iteration = progress.iteration
-        episodes = runner.run(self.collector.collect(self._requests(iteration)))
+        seed_everything(derive(self.config.seed, "iteration", iteration))
+        rate = self.learner.set_rate(iteration, self.config.iterations)
+        episodes, environment_seconds = self._collect(self._requests(iteration), runner)
         clock.lap("rollout")
         good = usable(episodes)
-        _check_usable(episodes, good, self.config.rollout.max_failure_rate, self.collector.context)
+        _check_usable(episodes, good, self.config.rollout.max_failure_rate, self.context)
         scores = self.learner.scores(good, configured.needs_of_experience)
+        asked = "reference_logp" in configured.needs
+        references = self.learner.reference_logps(good) if asked else None
         clock.lap("recompute")
         statistics = self._statistics(good, scores)
         configured.control(statistics, progress.state)
@@ -133,6 +182,7 @@ class Trainer:
             failed=failed,
             empty=len(episodes) - failed - len(good),
             keep_zero_groups=algorithm.keeps_zero_groups,
+            references=references,
         )
         probe = Probe.take(self.learner, algorithm, learnt.trajectories, self.config.learner.probe)
         clock.lap("probe")
@@ -140,10 +190,11 @@ class Trainer:
         clock.lap("learn")
         probed = {} if probe is None else probe.metrics(self.learner)
         clock.lap("probe")
+        performance = self._performance(clock, episodes, reports)
         learnt_something = not all(report.skipped for report in reports)
         if learnt_something:
             progress.version += 1
-            runner.run(self.publish())
+            self.publish(runner)
         clock.lap("publish")
         progress.iteration += 1
         progress.idle = 0 if learnt_something else progress.idle + 1
@@ -157,9 +208,13 @@ class Trainer:
             "entropy_exact_target": configured.target_entropy(statistics, "exact"),
             **progress.state.knobs,
             **rollout_metrics(episodes, good, scores),
+            "performance/environment_seconds": environment_seconds,
             **learning_metrics(learnt, reports),
             **probed,
             "exact_softmax": self.learner.policy.exact_softmax,
+            "lr": rate,
+            **performance,
+            "loss_scale": self.learner.scale.value,
             **clock.seconds,
         }, episodes
 
@@ -207,6 +262,22 @@ class Trainer:
             success=float(np.mean([e.success for e in episodes])),
         )
 
+    def _performance(
+        self, clock: Clock, episodes: Sequence[Episode], reports: Sequence[StepReport]
+    ) -> Metrics:
+        """How fast the iteration was, on all ranks together."""
+        learner, seconds = self.learner, clock.seconds
+        learning = seconds["seconds/learn"] + seconds["seconds/recompute"]
+        flops, learner.flops = sum(self.ranks.gather(learner.flops)), 0.0
+        peak = peak_flops(learner.device, learner.config.torch_dtype) * self.ranks.size
+        sampled = sum(e.sampled_tokens for e in episodes)
+        return {
+            "performance/rollout_tokens_per_second": sampled / seconds["seconds/rollout"],
+            "performance/learn_tokens_per_second": sum(r.tokens for r in reports) / learning,
+            "performance/flop_utilisation": flops / learning / peak,
+            "performance/peak_memory_gib": max(self.ranks.gather(peak_memory(learner.device))),
+        }
+
     def _learn(self, algorithm: Algorithm, experience: Experience) -> list[StepReport]:
         trajectories = experience.trajectories
         collected = self.config.rollout.tasks * self.config.rollout.group
@@ -224,7 +295,42 @@ class Trainer:
                         algorithm, minibatch, nominal_sequences=size, step=len(reports)
                     )
                 )
+        self.learner.release()  # they need not wait for the next rollouts
         return reports
+
+
+@define
+class Rollouts:
+    """What collects experience: an engine, and environments."""
+
+    engine: Engine
+    collector: RolloutCollector
+
+    @classmethod
+    def build(cls, config: TrainConfig, model: LanguageModel, context: int) -> Rollouts:
+        """Copy the model into an engine."""
+        engine = config.engine.build(model)
+        collector = RolloutCollector(
+            env=config.env,
+            engine=engine,
+            template=ChatTemplate(model.tokenizer, model.stop_ids),
+            config=config.rollout,
+            sampling=config.rollout.sampling(model.stop_ids),
+            context=context,
+        )
+        return cls(engine, collector)
+
+    async def publish(self, weights: WeightsRef) -> None:
+        """Have the engine sample from these weights, and accept nothing else."""
+        await self.engine.publish(weights)
+        self.collector.version = weights.version
+
+    async def close(self) -> None:
+        """Close environments and engine."""
+        try:
+            self.collector.close()
+        finally:
+            await self.engine.close()
 
 
 def _tasks(env: EnvRef, split: str) -> tuple[Task, ...]:

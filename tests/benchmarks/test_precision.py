@@ -19,6 +19,7 @@ import isentrope
 from isentrope.learner.packing import Inputs
 from isentrope.learner.policy import Policy
 from tests.conftest import SMALL_MODEL
+from tests.sdk.packs import packed_rows
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +32,7 @@ def model() -> Any:
 @pytest.fixture(scope="module")
 def inputs(model: Any) -> Inputs:
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, model.config.vocab_size, (3, 12), generator=generator)
-    row, column = (
-        x.flatten() for x in torch.meshgrid(torch.arange(3), torch.arange(4, 11), indexing="ij")
-    )
-    return Inputs(ids, row, column, ids[row, column + 1])
+    return packed_rows(torch.randint(0, model.config.vocab_size, (3, 12), generator=generator), 5)
 
 
 def learnt(policy: Policy, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:

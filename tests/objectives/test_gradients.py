@@ -32,7 +32,7 @@ from isentrope.episodes import StopReason
 from isentrope.learner import learner as learner_module
 from isentrope.learner.head import TokenScores
 from isentrope.learner.learner import Learner
-from isentrope.learner.packing import Inputs, Trajectory
+from isentrope.learner.packing import Inputs, Trajectory, collate
 from isentrope_objectives.advantages import LeaveOneOut
 from isentrope_objectives.surrogates import Clipped, EntropyBonus, Reinforce, SequenceClipped
 from isentrope_objectives.transforms import Decorrelate, RepoD, RepoR
@@ -47,12 +47,16 @@ class Bigram(nn.Module):
     def __init__(self, table: Tensor) -> None:
         super().__init__()
         self.table = nn.Parameter(table.clone())
+        self.device = table.device
+
+    def flops(self, inputs: Inputs) -> float:
+        return 0.0 * len(inputs.ids)
 
     def trainable(self) -> list[nn.Parameter]:
         return [self.table]
 
     def forward(self, inputs: Inputs, *, needs: frozenset[str] = frozenset()) -> TokenScores:
-        state = inputs.ids[inputs.row, inputs.column]
+        state = inputs.ids[inputs.state]
         log_p = torch.log_softmax(self.table, -1)[state]
         logp = log_p.gather(-1, inputs.target[:, None])[:, 0]
         entropy = -(log_p.exp() * log_p).sum(-1)
@@ -107,11 +111,8 @@ def make_case(seed: int) -> tuple[Tensor, Tensor, list[Trajectory], list[list[To
         advantage[~torch.tensor(counts, dtype=torch.bool)] = 1e3  # nobody must see it
         if i == 2:
             advantage[1] = 0.0
-        place = torch.zeros(len(counts), dtype=torch.int64)
-        at = torch.arange(len(counts))
-        inputs = Inputs(torch.tensor([ids]), place, at, torch.tensor(ids[1:]))
         with torch.no_grad():
-            scores = Bigram(old)(inputs)
+            scores = Bigram(old)(collate([episode], torch.device("cpu")))
         trajectories.append(Trajectory(episode, i // 2, scores, advantage))
         rows = zip(ids, ids[1:], scores.logp.tolist(), advantage.tolist(), counts, strict=False)
         tokens.append([Token(s, a, x, b, bool(on)) for s, a, x, b, on in rows])

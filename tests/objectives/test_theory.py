@@ -17,8 +17,7 @@ from torch import Tensor
 
 from isentrope import AdvantageTransform, Algorithm, Objective, TokenBatch
 from isentrope.diagnostics import clip_fractions, predicted_entropy_change
-from isentrope.learner.head import token_scores
-from isentrope.parts import NEEDS
+from isentrope.learner.head import KNOWN, token_scores
 from isentrope_objectives.advantages import LeaveOneOut
 from isentrope_objectives.surrogates import Clipped, EntropyBonus, Reinforce, SequenceClipped
 from isentrope_objectives.transforms import Decorrelate, RepoD, RepoR
@@ -226,7 +225,7 @@ def scored_by_the_head(table: Tensor, batch: TokenBatch) -> TokenBatch:
     """Return the batch with the real head's scores, in float32."""
     states, actions = repeated(COUNTS)
     hidden = torch.eye(len(table))[states]
-    scores = token_scores(hidden, table.T.float().contiguous(), None, actions, needs=NEEDS)
+    scores = token_scores(hidden, table.T.float().contiguous(), None, actions, needs=KNOWN)
     return attrs.evolve(batch, **scores._asdict())
 
 
@@ -394,7 +393,7 @@ def test_where_no_token_responds_the_coefficient_is_zero_and_not_nan(
     states, actions = torch.zeros(6, dtype=torch.int64), torch.zeros(6, dtype=torch.int64)
     batch = batch_of(table, states, actions, torch.ones_like(table))
     hidden, weight = torch.ones(6, 1), table.T.float().contiguous()
-    scores = token_scores(hidden, weight, None, actions, needs=NEEDS)
+    scores = token_scores(hidden, weight, None, actions, needs=KNOWN)
     batch = attrs.evolve(batch, **scores._asdict(), old_logp=scores.logp)
     assert 0.0 == zeta_star(batch)
     assert [1.0] * 6 == transformed(batch, Decorrelate()).advantage.tolist()

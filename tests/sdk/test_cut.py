@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PhiConfig, PreTrainedModel, Qwen3Config
 
 from isentrope import ConfigError, LearnerConfig, LoraConfig
-from isentrope.learner.head import token_scores
+from isentrope.learner.head import KNOWN, token_scores
 from isentrope.learner.packing import Inputs
 from isentrope.learner.policy import Policy
-from isentrope.parts import NEEDS
+from tests.sdk.packs import packed_rows
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -35,10 +35,7 @@ def qwen3() -> PreTrainedModel:
 
 def some_inputs() -> Inputs:
     torch.manual_seed(1)
-    ids = torch.randint(50, (3, 12))
-    row, column = torch.meshgrid(torch.arange(3), torch.arange(4, 11), indexing="ij")
-    row, column = row.flatten(), column.flatten()
-    return Inputs(ids, row, column, ids[row, column + 1])
+    return packed_rows(torch.randint(50, (3, 12)), 5)
 
 
 @pytest.fixture
@@ -125,7 +122,7 @@ def test_on_a_cpu_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("asked")
-@pytest.mark.parametrize("needs", [NEEDS, frozenset({"entropy"}), frozenset({"entropy_response"})])
+@pytest.mark.parametrize("needs", [KNOWN, frozenset({"entropy"}), frozenset({"entropy_response"})])
 def test_entropies_are_refused_when_asked_and_before(needs: frozenset[str]) -> None:
     policy = Policy(qwen3(), 1.0, None, "cut-cross-entropy")
     policy.check_needs(frozenset())

@@ -199,7 +199,7 @@ def of_logits(
 ) -> tuple[float, list[float]]:
     """Return one token's log-prob (or entropy, ...) by the head, and its gradient to logits."""
     hidden = torch.tensor([logits], requires_grad=True, dtype=dtype)
-    needs = frozenset({pick}) & head.NEEDS
+    needs = frozenset({pick}) & head.KNOWN
     scores = token_scores(
         hidden,
         torch.eye(len(logits), dtype=dtype),

@@ -22,12 +22,12 @@ from isentrope import (
     UnknownNameError,
 )
 from isentrope.config import read_config
-from tests.conftest import SMALL_MODEL
+from tests.conftest import MEASURED, SMALL_MODEL
 
 
 def lasting(metrics: list[dict[str, object]]) -> list[dict[str, object]]:
     """Metrics without the clock's."""
-    return [{k: v for k, v in m.items() if not k.startswith("seconds/")} for m in metrics]
+    return [{k: v for k, v in m.items() if not k.startswith(MEASURED)} for m in metrics]
 
 
 def test_a_run_learns_from_real_rewards_and_writes_one_object_an_iteration(tiny_run) -> None:

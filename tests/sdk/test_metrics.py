@@ -19,15 +19,14 @@ import isentrope
 from isentrope import Algorithm, Episode, Run, Segment, Status, recipe
 from isentrope.episodes import StopReason
 from isentrope.learner.experience import Experience, experience, usable
-from isentrope.learner.head import TokenScores
+from isentrope.learner.head import KNOWN, TokenScores
 from isentrope.learner.learner import StepReport
 from isentrope.learner.metrics import learning_metrics
 from isentrope.learner.packing import Trajectory
 from isentrope.learner.probe import Probe
-from isentrope.parts import NEEDS
 from isentrope_objectives.advantages import GroupCentered, LeaveOneOut
 from isentrope_objectives.transforms import Decorrelate, RepoD
-from tests.conftest import SMALL_MODEL
+from tests.conftest import MEASURED, SMALL_MODEL
 from tests.sdk.test_aggregation import NOMINAL, TRAJECTORIES, make_learner, naive_logp
 
 OPTIONS: dict[str, Any] = {
@@ -244,7 +243,7 @@ def test_a_moved_knob_does_what_one_does_that_is_configured_so(
         )
     )
     first, second = (
-        {k: v for k, v in run.metrics[0].items() if not k.startswith("seconds/")}
+        {k: v for k, v in run.metrics[0].items() if not k.startswith(MEASURED)}
         for run in (moved, configured)
     )
     assert first == second
@@ -257,8 +256,8 @@ def test_no_probe_logs_nothing_of_it_and_changes_nothing(
     options = {**OPTIONS, "learner": {"lr": 2e-3, "probe": 0}}
     run = isentrope.train(options, algorithm=RUNS["grpo"], out=tmp_path / "run")
     for with_probe, without in zip(runs["grpo"].metrics, run.metrics, strict=True):
-        expected = {k: v for k, v in with_probe.items() if not k.startswith(("probe/", "seconds/"))}
-        assert expected == {k: v for k, v in without.items() if not k.startswith("seconds/")}
+        expected = {k: v for k, v in with_probe.items() if not k.startswith(("probe/", *MEASURED))}
+        assert expected == {k: v for k, v in without.items() if not k.startswith(MEASURED)}
 
 
 # ---------------------------------------------------------------- what is learnt from
@@ -474,9 +473,11 @@ def test_a_probe_measures_entropy_of_the_same_tokens_before_and_after(
     trajectories = [TRAJECTORIES[i] for i in chosen]
     assert [t.episode for t in trajectories] == [t.episode for t in probe.trajectories]
     model: Any = copy.deepcopy(learner.policy.model).double()
+    model.set_attn_implementation("sdpa")
     before = naive_entropies(model, trajectories)
     learner.step(algorithm, TRAJECTORIES, nominal_sequences=NOMINAL, step=0)
     model = copy.deepcopy(learner.policy.model).double()
+    model.set_attn_implementation("sdpa")
     after = naive_entropies(model, trajectories)
     metrics = probe.metrics(learner)
     assert pytest.approx(float(before.mean()), rel=1e-5) == metrics["probe/entropy"]
@@ -527,11 +528,12 @@ def test_the_predicted_change_is_the_corollarys_before_and_after_the_transforms(
     algorithm: Algorithm,
 ) -> None:
     learner = make_learner()
-    scores = learner.scores([t.episode for t in TRAJECTORIES], NEEDS)
+    scores = learner.scores([t.episode for t in TRAJECTORIES], KNOWN)
     fresh = [attrs.evolve(t, old=old) for t, old in zip(TRAJECTORIES, scores, strict=True)]
     probe = Probe.take(learner, algorithm, fresh, 99)
     assert probe is not None
     model: Any = copy.deepcopy(learner.policy.model).double()
+    model.set_attn_implementation("sdpa")
     pairs = [responses(model, t) for t in TRAJECTORIES]
     response, L = (torch.cat(column) for column in zip(*pairs, strict=True))
     advantage = torch.cat([t.advantage for t in TRAJECTORIES]).double()

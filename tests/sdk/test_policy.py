@@ -10,12 +10,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel, Qwen3Config
 
 from isentrope import ConfigError, LoraConfig
-from isentrope.learner.head import TokenScores
+from isentrope.learner.attention import own_attention
+from isentrope.learner.head import KNOWN, TokenScores
 from isentrope.learner.packing import Inputs
 from isentrope.learner.policy import Policy
-from isentrope.parts import NEEDS
+from tests.sdk.packs import packed_rows
 
-VOCABULARY = 50
+VOCABULARY, SAMPLED_FROM = 50, 5
 
 
 def qwen3(*, tied: bool = True, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -28,25 +29,35 @@ def qwen3(*, tied: bool = True, dtype: torch.dtype = torch.float32) -> PreTraine
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def some_inputs(rows: int = 3, length: int = 12) -> Inputs:
+def some_rows(rows: int = 3, length: int = 12) -> Tensor:
+    """Return ids [R, L]; what comes after the fifth is sampled."""
     torch.manual_seed(1)
-    ids = torch.randint(VOCABULARY, (rows, length))
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(4, length - 1), indexing="ij")
-    row, column = row.flatten(), column.flatten()
-    return Inputs(ids, row, column, ids[row, column + 1])
+    return torch.randint(VOCABULARY, (rows, length))
 
 
-def by_full_logits(model: PreTrainedModel, inputs: Inputs, temperature: float) -> Tensor:
-    logits = model(input_ids=inputs.ids).logits.double() / temperature
-    logp = torch.log_softmax(logits, -1)[inputs.row, inputs.column]
-    return logp.gather(-1, inputs.target[:, None]).squeeze(-1)
+def some_inputs() -> Inputs:
+    return packed_rows(some_rows(), SAMPLED_FROM)
+
+
+def logits_of_rows(model: PreTrainedModel, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the model's own logits [T, V], float64 and tempered, and the sampled tokens [T]."""
+    ids = some_rows()
+    with own_attention(model):
+        logits = model(input_ids=ids).logits.double() / temperature
+    at = slice(SAMPLED_FROM - 1, -1)
+    return logits[:, at].flatten(0, 1), ids[:, SAMPLED_FROM:].flatten()
+
+
+def by_full_logits(model: PreTrainedModel, temperature: float) -> Tensor:
+    logits, target = logits_of_rows(model, temperature)
+    return torch.log_softmax(logits, -1).gather(-1, target[:, None]).squeeze(-1)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_log_probs_are_those_of_the_models_own_logits_at_the_temperature(tied: bool) -> None:
     model, inputs = qwen3(tied=tied), some_inputs()
-    expected = by_full_logits(model.eval(), inputs, 0.7)
     logp, *others = Policy(model, 0.7, None)(inputs)
+    expected = by_full_logits(model, 0.7)
     assert [None, None] == others
     assert torch.float32 == logp.dtype
     torch.testing.assert_close(logp.double(), expected, atol=1e-5, rtol=0)
@@ -97,7 +108,7 @@ def test_an_adapted_output_layer_says_what_the_adapted_model_does(tmp_path: Path
     base = policy(inputs).logp.detach()
     adapted_head(policy)
     logp = policy(inputs).logp
-    expected = by_full_logits(model, inputs, 0.7)
+    expected = by_full_logits(model, 0.7)
     assert float((logp - base).detach().abs().max()) > 0.1
     torch.testing.assert_close(logp.double(), expected, atol=1e-5, rtol=0)
     mixture = torch.linspace(-1, 1, logp.numel())
@@ -141,11 +152,11 @@ def test_entropies_and_responses_are_those_of_the_models_own_logits(
     model, inputs = qwen3(tied=False), some_inputs()
     policy = Policy(model, 0.7, lora)
     adapted_head(policy)
-    logits = model(input_ids=inputs.ids).logits.double() / 0.7
-    log_p = torch.log_softmax(logits, -1)[inputs.row, inputs.column]
+    logits, target = logits_of_rows(model, 0.7)
+    log_p = torch.log_softmax(logits, -1)
     p = log_p.exp()
     expected = -(p * log_p).sum(-1)
-    step = torch.nn.functional.one_hot(inputs.target, VOCABULARY) - p
+    step = torch.nn.functional.one_hot(target, VOCABULARY) - p
     response = -(p * (log_p + expected[:, None]) * step).sum(-1)
     found = policy(inputs, needs=frozenset({"entropy", "entropy_response"}))
     torch.testing.assert_close(found.entropy.double(), expected, atol=1e-5, rtol=0)
@@ -155,7 +166,7 @@ def test_entropies_and_responses_are_those_of_the_models_own_logits(
 def test_the_chunked_head_is_exact_and_computes_all_that_parts_may_need() -> None:
     policy = Policy(qwen3(), 1.0, None)
     assert policy.exact_softmax
-    policy.check_needs(NEEDS)
+    policy.check_needs(KNOWN)
 
 
 def test_a_model_with_capped_logits_is_refused_and_not_silently_miscounted() -> None:
@@ -186,7 +197,7 @@ def test_under_fsdp2_log_probs_leave_the_root_unrounded_and_gradients_agree(tmp_
     )
     try:
         policy = Policy(qwen3(), 1.0, None)
-        for layer in policy._plain.model.layers:
+        for layer in policy.layers():
             fully_shard(layer)
         fully_shard(
             policy,
@@ -201,10 +212,10 @@ def test_under_fsdp2_log_probs_leave_the_root_unrounded_and_gradients_agree(tmp_
         for name, gradient in gradients.items():
             whole = sharded[name].full_tensor()  # a DTensor
             torch.testing.assert_close(gradient, whole, atol=1e-6, rtol=1e-5)
-        scores = policy(inputs, needs=NEEDS)
+        scores = policy(inputs, needs=KNOWN)
         assert isinstance(scores, TokenScores)
         for ours, plain in zip(
-            scores, Policy(qwen3(), 1.0, None)(inputs, needs=NEEDS), strict=True
+            scores, Policy(qwen3(), 1.0, None)(inputs, needs=KNOWN), strict=True
         ):
             torch.testing.assert_close(plain, ours, atol=0, rtol=0)
     finally:

@@ -23,12 +23,11 @@ from isentrope import (
     Segment,
 )
 from isentrope.episodes import StopReason
-from isentrope.learner.head import TokenScores
+from isentrope.learner.head import KNOWN, TokenScores
 from isentrope.learner.learner import Learner
 from isentrope.learner.packing import Trajectory
 from isentrope.learner.policy import Policy
 from isentrope.learner.probe import Probe
-from isentrope.parts import NEEDS
 from isentrope_objectives.advantages import LeaveOneOut
 from isentrope_objectives.surrogates import Clipped
 from isentrope_objectives.transforms import Decorrelate, RepoD, RepoR
@@ -97,7 +96,7 @@ def make_trajectories() -> list[Trajectory]:
         )
         for i, patterns in enumerate(PATTERNS)
     ]
-    scores = make_learner().scores(episodes, NEEDS)
+    scores = make_learner().scores(episodes, KNOWN)
     return [
         Trajectory(episode, i // 2, old, torch.randn(old.logp.shape, generator=generator))
         for i, (episode, old) in enumerate(zip(episodes, scores, strict=True))
@@ -119,7 +118,8 @@ def algorithm_with(*transforms: AdvantageTransform) -> Algorithm:
 
 def measured(learner: Learner, trajectories: Sequence[Trajectory]) -> tuple[Tensor, ...]:
     """Return log-prob, entropy and response of every token, from all logits in float64."""
-    model = copy.deepcopy(learner.policy._plain).double()
+    model = copy.deepcopy(learner.policy.plain).double()
+    model.set_attn_implementation("sdpa")
     rows = []
     for segment in (s for t in trajectories for s in t.episode.segments):
         ids = torch.from_numpy(segment.ids)
@@ -313,7 +313,7 @@ def test_a_run_with_a_probe_is_the_run_without_it(
     assert 0 != runs[5].metrics[-1]["probe/entropy_change"]
     plain, probed = (
         [
-            {k: v for k, v in m.items() if "probe/" not in k and "second" not in k}
+            {k: v for k, v in m.items() if not k.startswith(("probe/", "seconds/", "performance/"))}
             for m in run.metrics
         ]
         for run in runs.values()

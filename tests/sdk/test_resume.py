@@ -17,7 +17,7 @@ import tomli_w
 import isentrope
 from isentrope import ConfigError, Run, TrainingError
 from isentrope.seeding import derive
-from tests.conftest import SMALL_MODEL
+from tests.conftest import MEASURED, SMALL_MODEL
 
 ITERATIONS = 6
 TINY = {
@@ -39,7 +39,7 @@ def left_behind(run: Run) -> tuple[object, ...]:
 
 def lasting(run: Run) -> list[dict[str, object]]:
     """Metrics without the clock's."""
-    return [{k: v for k, v in m.items() if not k.startswith("seconds/")} for m in run.metrics]
+    return [{k: v for k, v in m.items() if not k.startswith(MEASURED)} for m in run.metrics]
 
 
 @pytest.fixture(scope="module")

@@ -37,9 +37,9 @@ def collected(seed: int) -> tuple[Trainer, list[Episode]]:
     """Return a trainer with its starting policy, and the first iteration's usable episodes."""
     trainer = Trainer.build(trial_config(seed))
     with asyncio.Runner() as runner:
-        runner.run(trainer.publish())
-        episodes = runner.run(trainer.collector.collect(trainer._requests(0)))
-        runner.run(trainer.close())
+        trainer.publish(runner)
+        episodes, _ = trainer._collect(trainer._requests(0), runner)
+        trainer.close(runner)
     return trainer, usable(episodes)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +26,14 @@ def softmax(seed: int) -> Record:
     config = trial_config(seed)
     trainer, found = Trainer.build(config), {}
     with asyncio.Runner() as runner:
-        runner.run(trainer.publish())
+        trainer.publish(runner)
         for iterations in (0, TRAINED):
             while trainer.progress.iteration < iterations:
                 trainer.iterate(runner)
             requests = trainer._requests(iterations)
-            episodes = usable(runner.run(trainer.collector.collect(requests)))
+            episodes = usable(trainer._collect(requests, runner)[0])
             found[str(iterations)] = _own_gradients(trainer, episodes)
-        runner.run(trainer.close())
+        trainer.close(runner)
     return {"iterations": found}
 
 
@@ -79,8 +78,8 @@ def _logits(trainer: Trainer, episodes: Sequence[Episode]) -> tuple[Tensor, Tens
     logits, targets = [], []
     for indices in micro_batches(episodes, trainer.config.learner.micro_batch_tokens):
         inputs = collate([episodes[i] for i in indices], trainer.learner.device)
-        whole: Any = trainer.model.model(input_ids=inputs.ids, use_cache=False)
-        logits.append(whole.logits[inputs.row, inputs.column])
+        states = trainer.learner.policy.states(inputs)
+        logits.append(trainer.model.model.get_output_embeddings()(states))
         targets.append(inputs.target)
     return torch.cat(logits), torch.cat(targets)
 

@@ -42,7 +42,7 @@ def trajectory(seed: int, variant: str) -> Record:
     history: list[Record] = []
     stopped: str | None = None
     with asyncio.Runner() as runner:
-        runner.run(trainer.publish())
+        trainer.publish(runner)
         try:
             while len(history) < ITERATIONS:
                 metrics, _ = trainer.iterate(runner)
@@ -50,7 +50,7 @@ def trajectory(seed: int, variant: str) -> Record:
         except TrainingError as error:  # the policy is none any more: that is a result
             stopped = str(error)
         finally:
-            runner.run(trainer.close())
+            trainer.close(runner)
     return {
         "iterations": len(history),
         "stopped": stopped,

@@ -24,7 +24,7 @@ from torch.func import functional_call
 
 from isentrope.learner.head import TokenScores, token_scores
 from isentrope.learner.packing import Inputs
-from isentrope.learner.policy import Policy
+from isentrope.learner.policy import Policy, of_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,7 +72,7 @@ class VariantPolicy(Policy):
         self.variant = variant
         super().__init__(copy.deepcopy(model), temperature, None)
         if variant.dtype == torch.float64:
-            _to_float64(self._plain)
+            _to_float64(self.plain)
 
     @property
     def exact_softmax(self) -> bool:
@@ -84,9 +84,7 @@ class VariantPolicy(Policy):
         assert not needs, f"a variant knows log-probs only, not {sorted(needs)}"
         variant, head = self.variant, self._output_layer()
         cast = {p: self._cast(p) for p in self.parameters()}  # a tied parameter once
-        states = self._states(inputs, cast)
-        flat = inputs.row * inputs.ids.shape[1] + inputs.column
-        hidden = states.flatten(0, 1).index_select(0, flat)
+        hidden = self._hidden(inputs, cast)
         weight = cast[head.weight]
         if variant.exact:
             logp = token_scores(hidden, weight, None, inputs.target, self.temperature).logp
@@ -98,25 +96,25 @@ class VariantPolicy(Policy):
             logp = logp.to(variant.output).to(logp.dtype)
         return TokenScores(logp, None, None)
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self, *, keep: bool = True) -> dict[str, Tensor]:
         """Return every tensor in float32 by its name in the plain model."""
-        return {name: tensor.float() for name, tensor in self._plain.state_dict().items()}
+        del keep
+        return {name: tensor.float() for name, tensor in self.plain.state_dict().items()}
 
     def _output_layer(self) -> Any:
-        head: Any = self._plain.get_output_embeddings()
+        head: Any = self.plain.get_output_embeddings()
         assert head.bias is None, "no variant has been written for a bias"
         return head
 
-    def _states(self, inputs: Inputs, cast: Mapping[nn.Parameter, Tensor]) -> Tensor:
-        """Return the last hidden states [R, L, D], of the variant's dtype.
+    def _hidden(self, inputs: Inputs, cast: Mapping[nn.Parameter, Tensor]) -> Tensor:
+        """Return the states [T, D] that predict the sampled tokens, of the variant's dtype.
 
         cast: what to compute with in each parameter's place. Buffers stay as they are, float32.
         """
-        decoder: Any = self._plain.get_decoder()
+        decoder: Any = self.plain.get_decoder()
         parameters = {name: cast[p] for name, p in decoder.named_parameters()}
-        arguments = {"input_ids": inputs.ids, "use_cache": False}
-        states: Tensor = functional_call(decoder, parameters, (), arguments).last_hidden_state
-        return states
+        states: Tensor = functional_call(decoder, parameters, (), of_decoder(inputs))[0]
+        return states[0].index_select(0, inputs.state)
 
     def _cast(self, parameter: nn.Parameter) -> Tensor:
         """Cast a master parameter, which gets its gradient back in its own dtype, unscaled."""

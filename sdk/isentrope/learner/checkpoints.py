@@ -1,7 +1,8 @@
 """Checkpoints: everything of a run that moves, so that a kill at any moment costs only time.
 
 A checkpoint is written beside the others under a draft's name, checksummed, flushed to the disk
-and renamed: it is there whole, or not at all. Tensors are written by torch.distributed.checkpoint.
+and renamed: it is there whole, or not at all. torch.distributed.checkpoint writes the tensors, each
+rank its shards of them, from copies, while training goes on; any number of ranks can read them.
 """
 
 from __future__ import annotations
@@ -9,26 +10,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 import attrs
-from attrs import define, frozen
+import torch.distributed as dist
+from attrs import define, field
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from isentrope.algorithms import AlgorithmState
 from isentrope.errors import TrainingError
-from isentrope.learner.learner import Learner
+from isentrope.learner.learner import Learner, LossScale
+from isentrope.learner.ranks import Ranks
 
 KEPT = 2
 """The newest and the one before it, should the newest turn out damaged."""
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process: we know
 _PROGRESS, _SUMS, _DRAFT = "progress.json", "sha256.json", ".draft-"
 
 
@@ -47,29 +49,52 @@ class Progress:
     """Highest share of successes that an evaluation found."""
 
 
-@frozen
+@define
 class CheckpointFolder:
-    """The checkpoints of one run."""
+    """The checkpoints of one run, as seen by one of its ranks; the folder is seen by all."""
 
     path: Path
+    ranks: Ranks = field(factory=Ranks)
+    _group: Any = field(init=False, default=None)
+    _finisher: ThreadPoolExecutor = field(init=False, factory=lambda: ThreadPoolExecutor(1))
+    _unfinished: Future[None] | None = field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        """Make a channel for the writers: they speak while the learner does."""
+        if self.ranks.size > 1:
+            self._group = dist.new_group(backend="gloo")
+
+    def __enter__(self) -> CheckpointFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave no writer behind: what was begun is finished, or has failed."""
+        if (unfinished := self._unfinished) is not None:
+            unfinished.exception()
+        self._finisher.shutdown()
 
     def save(self, learner: Learner, progress: Progress) -> None:
-        """Write a checkpoint; older ones than `KEPT` go.
+        """Begin to write a checkpoint, once the one before is finished; see `finish`.
+
+        Raises `OSError` where the one before could not be written; those before it stay.
+        """
+        self.ranks.by_first(self.finish)
+        self.finish()
+        draft = self.path / f"{_DRAFT}{progress.iteration:08d}"
+        self.ranks.by_first(lambda: draft.mkdir(parents=True))
+        text = json.dumps({**attrs.asdict(progress), "loss_scale": attrs.asdict(learner.scale)})
+        written: Any = async_save(_tensors(learner), checkpoint_id=draft, **self._channel())
+        target = self.path / f"{progress.iteration:08d}"
+        self._unfinished = self._finisher.submit(self._finish, written, draft, target, text)
+
+    def finish(self) -> None:
+        """Wait until what was begun is written; older checkpoints than `KEPT` are gone then.
 
         Raises `OSError` where it cannot be written; the ones before stay.
         """
-        self.path.mkdir(exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=self.path, prefix=_DRAFT))
-        try:
-            _write(draft, learner, progress)
-            target = self.path / f"{progress.iteration:08d}"
-            shutil.rmtree(target, ignore_errors=True)  # a damaged one that was run over again
-            draft.rename(target)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-        _flush(self.path)
-        for old in self._newest_first()[KEPT:]:
-            shutil.rmtree(old)
+        if (unfinished := self._unfinished) is not None:
+            self._unfinished = None
+            unfinished.result()
 
     def load(self, learner: Learner, progress: Progress) -> list[str]:
         """Bring learner and progress to the newest whole checkpoint; without one, leave them.
@@ -78,18 +103,58 @@ class CheckpointFolder:
 
         Raises `TrainingError` where there are checkpoints, and every one is damaged.
         """
+        folder, sentences = self.ranks.by_first(self._newest_whole)
+        if folder is not None:
+            try:
+                load(_tensors(learner), checkpoint_id=folder, **self._channel())
+            except CheckpointException as error:
+                raise TrainingError(
+                    f"Checkpoint {folder} cannot be read on every rank: all of them must see the "
+                    "run's folder."
+                ) from error
+            about = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
+            learner.scale = LossScale(**about.pop("loss_scale"))
+            progress.state = AlgorithmState(**about.pop("state"))
+            for name, value in about.items():
+                setattr(progress, name, value)
+        return sentences
+
+    def _newest_whole(self) -> tuple[Path | None, list[str]]:
         for draft in self.path.glob(f"{_DRAFT}*"):
             shutil.rmtree(draft)  # a kill left it, and nobody else writes here
-        damaged = []
+        damaged: dict[Path, str] = {}
         for folder in self._newest_first():
             if problem := _problem(folder):
-                damaged.append(f"Checkpoint {folder} is damaged ({problem}).")
+                damaged[folder] = f"Checkpoint {folder} is damaged ({problem})."
                 continue
-            _read(folder, learner, progress)
-            return [f"{sentence} Going on from {folder.name}." for sentence in damaged]
+            for useless in damaged:
+                shutil.rmtree(useless)  # or it would count as one of those that are kept
+            return folder, [
+                f"{sentence} Going on from {folder.name}." for sentence in damaged.values()
+            ]
         if damaged:
-            raise TrainingError(f"{' '.join(damaged)} None is left to resume from.")
-        return []
+            raise TrainingError(f"{' '.join(damaged.values())} None is left to resume from.")
+        return None, []
+
+    def _channel(self) -> dict[str, Any]:
+        return {"no_dist": True} if self._group is None else {"process_group": self._group}
+
+    def _finish(self, written: Future[Any], draft: Path, target: Path, text: str) -> None:
+        """Complete a checkpoint whose tensors are being written, and let the oldest go."""
+        try:
+            written.result()
+            if not self.ranks.first:
+                return
+            _complete(draft, text)
+            draft.rename(target)
+        except CheckpointException as error:  # a full disk, say
+            raise OSError(str(error).strip().splitlines()[-1]) from error
+        finally:
+            if self.ranks.first:
+                shutil.rmtree(draft, ignore_errors=True)
+        _flush(self.path)
+        for old in self._newest_first()[KEPT:]:
+            shutil.rmtree(old)
 
     def _newest_first(self) -> list[Path]:
         if not self.path.is_dir():
@@ -97,26 +162,13 @@ class CheckpointFolder:
         return sorted((p for p in self.path.iterdir() if p.name.isdigit()), reverse=True)
 
 
-def _write(folder: Path, learner: Learner, progress: Progress) -> None:
-    with _quiet_single_process():
-        try:
-            save(_tensors(learner), checkpoint_id=folder, no_dist=True)
-        except CheckpointException as error:  # a full disk, say
-            raise OSError(str(error).strip().splitlines()[-1]) from error
-    (folder / _PROGRESS).write_text(json.dumps(attrs.asdict(progress)), encoding="utf-8")
+def _complete(folder: Path, text: str) -> None:
+    """Add what is not tensors, and the sums of all files; have the disk hold them."""
+    (folder / _PROGRESS).write_text(text, encoding="utf-8")
     sums = {file.name: _digest(file) for file in _files(folder)}
     (folder / _SUMS).write_text(json.dumps(sums), encoding="utf-8")
     for path in (*_files(folder), folder):
         _flush(path)
-
-
-def _read(folder: Path, learner: Learner, progress: Progress) -> None:
-    with _quiet_single_process():
-        load(_tensors(learner), checkpoint_id=folder, no_dist=True)
-    data = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
-    progress.state = AlgorithmState(**data.pop("state"))
-    for name, value in data.items():
-        setattr(progress, name, value)
 
 
 def _tensors(learner: Learner) -> dict[str, Any]:
@@ -140,14 +192,6 @@ def _problem(folder: Path) -> str | None:
         if _digest(folder / name) != digest:
             return f"{name} is not what was written"
     return None
-
-
-@contextmanager
-def _quiet_single_process() -> Iterator[None]:
-    """Hold back torch's warning that there is one process: we know."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        yield
 
 
 def _files(folder: Path) -> list[Path]:

@@ -44,10 +44,12 @@ def experience(
     failed: int = 0,
     empty: int = 0,
     keep_zero_groups: bool = False,
+    references: Sequence[Tensor] | None = None,
 ) -> Experience:
     """Group usable episodes by task and seed, estimate advantages, and filter.
 
-    scores: what the policy says of each episode's sampled tokens, [t] float32.
+    scores: what the policy says of each episode's sampled tokens, [t] float32. references: what the
+    one that the run started from said, if asked for.
     """
     members: dict[tuple[str, int], list[int]] = defaultdict(list)
     for i, episode in enumerate(episodes):
@@ -67,7 +69,7 @@ def experience(
         lengths = [scores[i].logp.numel() for i in indices]
         advantages = _per_token(estimator, rewards, of_group, lengths)
         trajectories += [
-            Trajectory(e, group, scores[i], a)
+            Trajectory(e, group, scores[i], a, None if references is None else references[i])
             for e, i, a in zip(of_group, indices, advantages, strict=True)
         ]
     return Experience(tuple(trajectories), failed, empty, single, zero)

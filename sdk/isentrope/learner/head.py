@@ -31,7 +31,8 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from isentrope.parts import NEEDS
+KNOWN = frozenset({"entropy", "entropy_response"})
+"""What the head can compute beside log-probs, of `parts.NEEDS`."""
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits held at a time: 64 MiB of float32."""
@@ -63,14 +64,14 @@ def token_scores(
     needs: frozenset[str] = frozenset(),
     adapter: tuple[Tensor, Tensor] | None = None,
 ) -> TokenScores:
-    """Return log-probs of the targets, and what `needs` names of `NEEDS`.
+    """Return log-probs of the targets, and what `needs` names of `KNOWN`.
 
     hidden: [T, D], the states that predict the targets, any float dtype. weight: [V, D].
     bias: [V]. target: [T] int64. adapter: low [T, r] and up [V, r], which add ``low @ up.T`` to
     the logits. Log-probs and entropies carry gradient to every float input; each gradient has its
     input's dtype.
     """
-    assert needs <= NEEDS, needs
+    assert needs <= KNOWN, needs
     low, up = adapter or (None, None)
     logp, entropy, response = _TokenScores.apply(
         hidden, weight, bias, low, up, target, temperature, needs

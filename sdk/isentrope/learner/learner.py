@@ -2,23 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from attrs import define, field, frozen
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grad_norm_
 
 from isentrope.algorithms import Algorithm, of_tokens
 from isentrope.config import LearnerConfig
-from isentrope.episodes import Episode
-from isentrope.errors import ConfigError
+from isentrope.episodes import Episode, Segment, StopReason
+from isentrope.errors import ConfigError, TrainingError
+from isentrope.learner.accounting import peak_memory
 from isentrope.learner.aggregation import weighted
-from isentrope.learner.head import TokenScores
-from isentrope.learner.packing import Trajectory, collate, micro_batches, split, token_batch
+from isentrope.learner.head import KNOWN, TokenScores
+from isentrope.learner.packing import (
+    ATTENDED,
+    Inputs,
+    Trajectory,
+    collate,
+    micro_batches,
+    split,
+    token_batch,
+)
 from isentrope.learner.policy import Policy
+from isentrope.learner.ranks import Ranks
+from isentrope.learner.sharding import shard
 from isentrope.parts import AdvantageTransform, Objective, TokenBatch, TokenPart
+
+GROWTH_INTERVAL = 2000
+"""Steps without overflow before the loss is scaled up."""
+
+
+@define
+class LossScale:
+    """What the loss is multiplied by, so that small gradients do not vanish in float16.
+
+    Halved when a gradient overflows, doubled after many that did not (Micikevicius et al. 2018).
+    """
+
+    value: float = 2.0**16
+    steps: int = 0
+    """Taken since it last changed."""
+    fixed: bool = False
+
+    def undo(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Divide gradients by it."""
+        if self.value != 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.div_(self.value)
+
+    def update(self, finite: bool) -> None:
+        """Learn whether a step's gradients were finite."""
+        if self.fixed:
+            return
+        self.steps = self.steps + 1 if finite else 0
+        if not finite:
+            self.value = max(self.value / 2, 1.0)
+        elif self.steps == GROWTH_INTERVAL:
+            self.value, self.steps = self.value * 2, 0
 
 
 @frozen
@@ -43,19 +92,35 @@ class StepReport:
 
 @define
 class Learner:
-    """A policy and its optimizer."""
+    """A policy and its optimizer; with several ranks, this one's shard of them.
+
+    What it is given and what it returns is the same on every rank: each computes micro-batches of
+    its own, and sums are taken over all.
+    """
 
     policy: Policy
     config: LearnerConfig
+    ranks: Ranks = field(factory=Ranks)
     optimizer: torch.optim.Optimizer = field(init=False)
+    scale: LossScale = field(init=False)
+    flops: float = field(default=0.0, init=False)
+    """Floating-point operations of this rank so far, as a model needs them; what is computed twice
+    to save memory counts once."""
 
     def __attrs_post_init__(self) -> None:
-        """Make the optimizer."""
+        """Shard the policy, and make the optimizer of what is to be trained."""
+        shard(self.policy, self.config, self.ranks)
+        trained = self.policy.trainable()
         self.optimizer = torch.optim.AdamW(
-            self.policy.trainable(),
+            [
+                {
+                    "params": [p for p in trained if p.dim() > 1],
+                    "weight_decay": self.config.weight_decay,
+                },
+                {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+            ],
             lr=self.config.lr,
             betas=self.config.betas,
-            weight_decay=self.config.weight_decay,
             fused=True,
         )
         # What AdamW makes at its first step, made now: a checkpoint before that is one like any.
@@ -65,11 +130,19 @@ class Learner:
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
+        self.scale = LossScale() if self.config.dtype == "float16" else LossScale(1.0, fixed=True)
 
     @property
     def device(self) -> torch.device:
-        """Where the policy is."""
-        return next(self.policy.parameters()).device
+        """Where the policy computes."""
+        return self.policy.device
+
+    def set_rate(self, iteration: int, iterations: int) -> float:
+        """Set the learning rate of an iteration, of so many, and return it."""
+        rate = self.config.lr * _factor(self.config, iteration, iterations)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
 
     @torch.no_grad()
     def scores(self, episodes: Sequence[Episode], needs: frozenset[str]) -> list[TokenScores]:
@@ -78,12 +151,23 @@ class Learner:
         needs: what beside log-probs, of `parts.NEEDS`.
         """
         found: dict[int, TokenScores] = {}
-        for indices in micro_batches(episodes, self.config.micro_batch_tokens):
+        for indices in self._own_micro_batches(episodes):
             part = [episodes[i] for i in indices]
-            of_tokens = self.policy(collate(part, self.device), needs=needs)
+            inputs = self._collate(part)
+            of_tokens = self.policy(inputs, needs=needs & KNOWN)
+            self.flops += self.policy.flops(inputs)
             lengths = [e.sampled_tokens for e in part]
             found.update(zip(indices, split(of_tokens, lengths), strict=True))
-        return [found[i] for i in range(len(episodes))]
+        everywhere = {i: scores for own in self.ranks.gather(found) for i, scores in own.items()}
+        return [everywhere[i] for i in range(len(episodes))]
+
+    def reference_logps(self, episodes: Sequence[Episode]) -> list[Tensor]:
+        """Return log-probs [t] of each episode's sampled tokens when training began, on the CPU.
+
+        Raises `ConfigError` where the full weights are trained: nothing is left of the start.
+        """
+        with self.policy.at_start():
+            return [scores.logp for scores in self.scores(episodes, frozenset())]
 
     def step(
         self,
@@ -104,49 +188,84 @@ class Learner:
             weighted, algorithm, nominal_sequences=nominal_sequences, total_tokens=total_tokens
         )
         prepared = algorithm.prepare(weigh(whole))
-        total_loss = torch.zeros((), device=self.device)
         tally = _Tally()
-        self.optimizer.zero_grad(set_to_none=True)
-        episodes = [t.episode for t in minibatch]
-        for indices in micro_batches(episodes, self.config.micro_batch_tokens):
-            batch = self._forward(prepared, [minibatch[i] for i in indices], step)
+        self.release()
+        for indices in self._own_micro_batches([t.episode for t in minibatch]):
+            own = [minibatch[i] for i in indices]
+            inputs = self._collate([t.episode for t in own])
+            scores = self.policy(inputs, needs=algorithm.needs & KNOWN)
+            if not own:  # this rank only takes part in the others' sums
+                (0.0 * scores.logp.sum()).backward()
+                continue
+            present = {n: x for n, x in scores._asdict().items() if x is not None}
+            batch = attrs.evolve(token_batch(own, self.device, step), **present)
             batch = transformed(prepared, weigh(batch), tally)
             per_token = _loss(prepared, batch, tally)
             loss = (batch.weight * per_token.where(batch.mask, per_token.new_zeros(()))).sum()
             batch.logp.retain_grad()
-            loss.backward()
-            total_loss += loss.detach()
-            tally.add_tokens(batch)
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.trainable(), self.config.max_grad_norm)
-        finite = bool(norm.isfinite())
+            self.flops += self.policy.flops(inputs) * (3 if self.config.lora is None else 2)
+            (self.scale.value * loss).backward()
+            tally.add_tokens(batch, loss)
+        self.scale.undo(self.policy.trainable())
+        norm = _norm(clip_grad_norm_(self.policy.trainable(), self.config.max_grad_norm))
+        finite = math.isfinite(norm)
         if finite:
             self.optimizer.step()
+        self.scale.update(finite)
+        tally = _Tally.all(self.ranks.gather(tally))
         return StepReport(
-            loss=float(total_loss),
-            grad_norm=float(norm),
+            loss=tally.loss,
+            grad_norm=norm,
             skipped=not finite,
             tokens=total_tokens,
-            effective=float(sum(tally.effective)) / max(total_tokens, 1),
-            diagnostics={n: float(x) / max(total_tokens, 1) for n, x in tally.sums.items()},
-            logp=torch.cat(tally.logp).cpu(),
-            old_logp=torch.cat(tally.old_logp).cpu(),
+            effective=tally.effective / max(total_tokens, 1),
+            diagnostics={n: x / max(total_tokens, 1) for n, x in tally.sums.items()},
+            logp=torch.cat(tally.logp),
+            old_logp=torch.cat(tally.old_logp),
         )
 
-    def _forward(
-        self, algorithm: Algorithm, trajectories: Sequence[Trajectory], step: int
-    ) -> TokenBatch:
-        """Run the policy on one micro-batch."""
-        inputs = collate([t.episode for t in trajectories], self.device)
-        batch = token_batch(trajectories, self.device, step)
-        return attrs.evolve(batch, **self.policy(inputs, needs=algorithm.needs)._asdict())
+    def rehearse(self, context: int, needs: frozenset[str]) -> float:
+        """Go through the largest micro-batch that there can be; return peak memory, GiB.
+
+        context: tokens of the longest episode. needs: what the algorithm needs. No weight changes.
+
+        Raises `TrainingError` where it does not fit into memory: now, and not after hours.
+        """
+        try:
+            largest = self._collate(_fullest(context, self.config.micro_batch_tokens))
+            for _ in range(2):  # the second time beside the gradients of the first
+                scores = self.policy(largest, needs=needs & KNOWN)
+                total = sum(column.sum() for column in scores if column is not None)
+                (0.0 * total).backward()
+                del scores, total
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _lacks_memory(error):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise TrainingError(_advice(self.config, context, reason)) from error
+        self.release()
+        return peak_memory(self.device)
+
+    def release(self) -> None:
+        """Forget the last step's gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _own_micro_batches(self, episodes: Sequence[Episode]) -> list[list[int]]:
+        """Return this rank's: every rank has equally many, and some may be empty."""
+        every = micro_batches(episodes, self.config.micro_batch_tokens, self.ranks.size)
+        return every[self.ranks.rank :: self.ranks.size]
+
+    def _collate(self, episodes: Sequence[Episode]) -> Inputs:
+        return collate(episodes, self.device, self.config.torch_dtype)
 
 
 @define
 class _Tally:
     """What a step's micro-batches add up to for the log."""
 
-    sums: dict[str, Tensor] = field(factory=dict)
-    effective: list[Tensor] = field(factory=list)
+    loss: float = 0.0
+    effective: int = 0
+    sums: dict[str, float] = field(factory=dict)
     logp: list[Tensor] = field(factory=list)
     old_logp: list[Tensor] = field(factory=list)
 
@@ -156,14 +275,84 @@ class _Tally:
         for name, values in part.diagnostics(batch).items():
             total = torch.where(batch.mask, of_tokens(values, batch, part), 0).sum()
             key = f"{slot}/{name}"
-            self.sums[key] = self.sums[key] + total if key in self.sums else total
+            self.sums[key] = self.sums.get(key, 0.0) + float(total)
 
-    def add_tokens(self, batch: TokenBatch) -> None:
+    def add_tokens(self, batch: TokenBatch, loss: Tensor) -> None:
         """Add what is known of any loss, after its gradient is."""
+        self.loss += float(loss.detach())
         if batch.logp.grad is not None:  # where the loss is of the entropy alone, there is none
-            self.effective.append(batch.logp.grad[batch.mask].count_nonzero())
-        self.logp.append(batch.logp.detach()[batch.mask])
-        self.old_logp.append(batch.old_logp[batch.mask])
+            self.effective += int(batch.logp.grad[batch.mask].count_nonzero())
+        self.logp.append(batch.logp.detach()[batch.mask].cpu())
+        self.old_logp.append(batch.old_logp[batch.mask].cpu())
+
+    @classmethod
+    def all(cls, tallies: Sequence[_Tally]) -> _Tally:
+        """Add up the ranks'."""
+        total = cls()
+        for tally in tallies:
+            total.loss += tally.loss
+            total.effective += tally.effective
+            for name, value in tally.sums.items():
+                total.sums[name] = total.sums.get(name, 0.0) + value
+            total.logp += tally.logp
+            total.old_logp += tally.old_logp
+        return total
+
+
+def _factor(config: LearnerConfig, iteration: int, iterations: int) -> float:
+    """Return what transformers' schedule multiplies the rate by."""
+    from transformers import get_scheduler
+
+    name: str = config.schedule
+    if name == "constant" and config.warmup:
+        name = "constant_with_warmup"
+    nothing = torch.optim.SGD([torch.zeros(1)], lr=1.0)  # a schedule wants an optimizer
+    schedule: Any = get_scheduler(name, nothing, config.warmup, iterations + 1)
+    factor: float = schedule.lr_lambdas[0](iteration + 1)  # its 0 is before warm-up: at rest
+    return factor
+
+
+def _fullest(context: int, budget: int) -> list[Episode]:
+    """Make episodes that fill a pack with as many tokens, and as many in rows, as there can be."""
+    groups = ATTENDED * budget // (3 * context)
+    if not groups:
+        lengths = [context, budget - context]
+        return [_filled(n, 1, i) for i, n in enumerate(lengths) if n > 1]
+    # Three rollouts of a prompt three times as long as their answers: half of the rows is shared.
+    return [_filled(context, 3 * context // 4, i) for i in range(groups) for _ in range(3)]
+
+
+def _filled(length: int, prompt: int, number: int) -> Episode:
+    """Make an episode of so many tokens after a prompt that has its number in it."""
+    ids, nothing = np.zeros(length, np.int64), np.zeros(length)
+    bits = [int(bit) for bit in f"{number:b}"[::-1]][:prompt]
+    ids[: len(bits)] = bits
+    segment = Segment(ids, np.arange(length) >= prompt, nothing, nothing, nothing)
+    return Episode("", 0, 0, (segment,), (), (), success=False, stop_reason=StopReason.CONTEXT)
+
+
+def _lacks_memory(error: RuntimeError) -> bool:
+    known = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in known)
+
+
+def _advice(config: LearnerConfig, context: int, reason: str) -> str:
+    tokens = max(config.micro_batch_tokens, context)
+    ways = [f"lower learner.micro_batch_tokens ({config.micro_batch_tokens})"]
+    if context >= config.micro_batch_tokens:
+        ways = [f"lower rollout.context ({context})"]
+    if not config.activation_checkpointing:
+        ways.append("set learner.activation_checkpointing = true")
+    if config.lora is None:
+        ways.append("train adapters (learner.lora = {})")
+    return (
+        f"A micro-batch of {tokens} tokens, the largest that this run may meet, does not fit into "
+        f"memory ({reason}): {', or '.join(ways)}."
+    )
+
+
+def _norm(norm: Tensor) -> float:
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def transformed(algorithm: Algorithm, batch: TokenBatch, tally: _Tally | None = None) -> TokenBatch:

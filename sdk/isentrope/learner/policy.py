@@ -7,17 +7,23 @@ log-probs happens inside its forward, where the head's weight is whole.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from isentrope.config import Head, LoraConfig
+from isentrope.episodes import Segment
 from isentrope.errors import ConfigError
+from isentrope.learner.attention import own_attention, use_rows
 from isentrope.learner.cut import CutCrossEntropy
 from isentrope.learner.head import TokenScores, token_scores
-from isentrope.learner.packing import Inputs
+from isentrope.learner.packing import Inputs, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,10 +60,19 @@ class Policy(nn.Module):
                 )
             self._cut = CutCrossEntropy.load(head.weight.device, bias=head.bias is not None)
         model.eval()  # no dropout: old and new log-probs must be of the same function
+        use_rows(model)
         self.temperature = temperature
-        self._plain = model
+        self.device = model.device
+        self.plain = model
         self.model = model if lora is None else _with_lora(model, lora)
+        self._sizes = _sizes(model)
         self._self_test()
+
+    def flops(self, inputs: Inputs) -> float:
+        """Return the floating-point operations of a forward pass."""
+        matrices, head, heads = self._sizes
+        tokens, sampled = inputs.ids.numel(), inputs.target.numel()
+        return 2.0 * (matrices * tokens + head * sampled) + 4.0 * heads * inputs.pairs
 
     @property
     def exact_softmax(self) -> bool:
@@ -73,13 +88,12 @@ class Policy(nn.Module):
             )
 
     def forward(self, inputs: Inputs, *, needs: frozenset[str] = frozenset()) -> TokenScores:
-        """Return log-probs [T] float32 of the sampled tokens, and what `needs` names."""
-        decoder: Any = self._plain.get_decoder()
-        states = decoder(input_ids=inputs.ids, use_cache=False).last_hidden_state
-        head: Any = self._plain.get_output_embeddings()
-        # Not states[row, column]: on a CPU its backward takes twice as long.
-        flat = inputs.row * inputs.ids.shape[1] + inputs.column
-        hidden = states.flatten(0, 1).index_select(0, flat)
+        """Return log-probs [T] float32 of the sampled tokens, and what `needs` names.
+
+        needs: of `head.KNOWN`.
+        """
+        hidden = self.states(inputs)
+        head: Any = self.plain.get_output_embeddings()
         if self._cut is not None:
             self.check_needs(needs)
             logp = self._cut(hidden, head.weight, inputs.target, self.temperature)
@@ -94,46 +108,146 @@ class Policy(nn.Module):
             adapter=_adapter(head, hidden),
         )
 
+    def states(self, inputs: Inputs) -> Tensor:
+        """Return the hidden states [T, D] after which the sampled tokens came."""
+        decoder: Any = self.plain.get_decoder()
+        states: Tensor = decoder(**of_decoder(inputs))[0]
+        # Not states[0, state]: on a CPU its backward takes twice as long.
+        return states[0].index_select(0, inputs.state)
+
+    @property
+    def name(self) -> str:
+        """The model's class."""
+        return type(self.plain).__name__
+
+    @contextmanager
+    def at_start(self) -> Iterator[None]:
+        """Be the policy that training started from, by switching the adapters off.
+
+        Raises `ConfigError` where the full weights are trained: nothing is left of the start.
+        """
+        model: Any = self.model
+        if self.model is self.plain:
+            raise ConfigError(
+                "The start policy's log-probs are known only where adapters are trained: set "
+                "learner.lora."
+            )
+        with model.disable_adapter():
+            yield
+
+    def layers(self) -> list[nn.Module]:
+        """Return the decoder's layers.
+
+        Raises `ConfigError` for a model that does not list them as transformers' do.
+        """
+        decoder: Any = self.plain.get_decoder()
+        layers = getattr(decoder, "layers", None)
+        if not isinstance(layers, nn.ModuleList):
+            raise ConfigError(
+                f"{self.name} has no list of decoder layers to shard; train it on one rank, in "
+                "float32."
+            )
+        return list(layers)
+
     def trainable(self) -> list[nn.Parameter]:
         """Return the parameters that are trained."""
         return [p for p in self.parameters() if p.requires_grad]
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return every tensor by its name in the plain model, adapters merged in."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
+    def weights(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """Return every tensor by its name in the plain model, adapters merged in, in float32.
 
-        if self.model is self._plain:
-            return dict(self.model.state_dict())
-        merged: dict[str, Tensor] = {}
-        adapters = {n: m for n, m in self._plain.named_modules() if isinstance(m, BaseTunerLayer)}
-        for name, tensor in self._plain.state_dict().items():
+        Gathered from all ranks, one after the other: each rank must call it, and those that do not
+        `keep` what they get return nothing. What was sharded comes on the CPU.
+        """
+        modules = dict(self.plain.named_modules())
+        found: dict[str, Tensor] = {}
+        made: dict[Tensor, Tensor] = {}  # a tied weight is gathered once
+        for name, tensor in self.plain.state_dict(keep_vars=True).items():
             if ".lora_" in name:
                 continue
             plain = name.replace(".base_layer.", ".")
-            layer: Any = adapters.get(plain.removesuffix(".weight"))
-            merged[plain] = tensor
-            if layer is not None and plain.endswith(".weight"):
-                merged[plain] = tensor + layer.get_delta_weight(ADAPTER).to(tensor.dtype)
-        return merged
+            layer: Any = modules.get(plain.removesuffix(".weight"))
+            if tensor not in made:
+                whole = _whole(tensor)
+                if hasattr(layer, "lora_A") and plain.endswith(".weight"):
+                    whole = whole + _delta(layer)
+                made[tensor] = whole if keep else whole.new_zeros(())
+            if keep:
+                found[plain] = made[tensor]
+        return found
+
+    def adapter(self) -> dict[str, Tensor]:
+        """Return the adapters' tensors by name, gathered from all ranks: each must call it.
+
+        Empty where there are none.
+        """
+        if self.model is self.plain:
+            return {}
+        return {n: _whole(t) for n, t in self.model.state_dict().items() if ".lora_" in n}
+
+    def save_adapter(self, folder: Path, adapter: dict[str, Tensor]) -> None:
+        """Write adapters in peft's format, for ``PeftModel.from_pretrained``."""
+        model: Any = self.model
+        model.save_pretrained(folder, state_dict=adapter)
+
+    def sample_inputs(self) -> Inputs:
+        """Return a few sequences in one pack, two of which share a prompt."""
+        return pack(self._samples(), self.device, torch.float32)
+
+    def _samples(self) -> list[Segment]:
+        vocabulary = int(self.plain.config.vocab_size)
+        return [_sequence(*given, vocabulary) for given in ((4, 9), (4, 5), (1, 7))]
 
     @torch.no_grad()
     def _self_test(self) -> None:
-        """Compare with the model's own logits, so that an unsupported head cannot pass unseen."""
-        vocabulary = int(self._plain.config.vocab_size)
-        ids = torch.arange(1, 9, device=self._plain.device).remainder(vocabulary)[None]
-        column = torch.arange(ids.shape[1] - 1, device=ids.device)
-        inputs = Inputs(ids, torch.zeros_like(column), column, ids[0, 1:])
-        ours = self(inputs).logp
-        logits = self._plain(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        theirs = torch.log_softmax(logits / self.temperature, -1)
-        theirs = theirs.gather(-1, ids[0, 1:, None]).squeeze(-1)
+        """Compare with the model's own logits, so that nothing unsupported can pass unseen."""
+        ours = self(self.sample_inputs()).logp
+        theirs = []
+        with own_attention(self.plain):
+            for segment in self._samples():
+                ids = torch.from_numpy(segment.ids)[None].to(self.device)
+                logits = self.plain(input_ids=ids, use_cache=False).logits[0, :-1].float()
+                logp = torch.log_softmax(logits / self.temperature, -1)
+                sampled = torch.from_numpy(segment.sampled[1:]).to(self.device)
+                theirs.append(logp.gather(-1, ids[0, 1:, None]).squeeze(-1)[sampled])
         tolerance = SELF_TEST_TOLERANCE * max(1.0, 1.0 / self.temperature)
-        if not (difference := float((ours - theirs).abs().max())) <= tolerance:
+        if not (difference := float((ours - torch.cat(theirs)).abs().max())) <= tolerance:
             raise ConfigError(
-                f"{type(self._plain).__name__} does more than one matrix product after its last "
-                f"hidden state (log-probs differ by {difference:.3g} nats); models with capped or "
-                "scaled logits are not supported."
+                f"{self.name} does more than one matrix product after its last "
+                "hidden state, or more than attention between tokens (log-probs differ by "
+                f"{difference:.3g} nats); such models, and capped or scaled logits, are not "
+                "supported."
             )
+
+
+def _sizes(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Return weights of the decoder's matrices, of the output layer, and of all heads' vectors."""
+    embedding, head = (
+        layer.get_parameter("weight").numel()
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+    )
+    decoder: Any = model.get_decoder()
+    matrices = sum(p.numel() for p in decoder.parameters() if p.dim() > 1) - embedding
+    config = model.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return matrices, head, size * config.num_attention_heads * config.num_hidden_layers
+
+
+def _sequence(prompt: int, sampled: int, vocabulary: int) -> Segment:
+    """Make a segment: the same prompt for the same length, other tokens after it."""
+    ids = np.array([*range(prompt), *range(20 + sampled, 20 + 2 * sampled)]) % vocabulary
+    nothing = np.zeros(len(ids))
+    return Segment(ids, np.arange(len(ids)) >= prompt, nothing, nothing, nothing)
+
+
+def of_decoder(inputs: Inputs) -> dict[str, Any]:
+    """Return a transformers decoder's arguments."""
+    return {
+        "input_ids": inputs.ids[None],
+        "position_ids": inputs.position[None],
+        "rows": inputs.rows,
+        "use_cache": False,
+    }
 
 
 def _check_supported(model: PreTrainedModel) -> None:
@@ -150,9 +264,23 @@ def _check_supported(model: PreTrainedModel) -> None:
             )
 
 
+@torch.no_grad()
+def _whole(tensor: Tensor) -> Tensor:
+    """Return a tensor, with all its shards and then on the CPU, in float32 if it is of floats."""
+    whole = tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor.detach()
+    return whole.float() if whole.is_floating_point() else whole
+
+
+def _delta(layer: Any) -> Tensor:
+    """Return what an adapter adds to its layer's weight, float32."""
+    up, low = (_whole(part[ADAPTER].weight) for part in (layer.lora_B, layer.lora_A))
+    delta: Tensor = up @ low * layer.scaling[ADAPTER]
+    return delta.T if layer.fan_in_fan_out else delta
+
+
 def _adapter(head: Any, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return low [T, r] and up [V, r] of an adapted output layer, scaling included."""
-    if not hasattr(head, "lora_A"):
+    if not hasattr(head, "lora_A") or head.disable_adapters:
         return None
     return head.lora_A[ADAPTER](hidden) * head.scaling[ADAPTER], head.lora_B[ADAPTER].weight
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from isentrope.algorithms import Algorithm
 from isentrope.diagnostics import predicted_entropy_change, quantiles
 from isentrope.learner.aggregation import weighted
+from isentrope.learner.head import KNOWN
 from isentrope.learner.learner import Learner, transformed
 from isentrope.learner.packing import Trajectory, concatenate, token_batch
-from isentrope.parts import NEEDS, TokenBatch
+from isentrope.parts import TokenBatch
 
 
 @frozen
@@ -42,7 +43,7 @@ class Probe:
         if count == 0:
             return None
         chosen = [trajectories[i * len(trajectories) // count] for i in range(count)]
-        scores = learner.scores([t.episode for t in chosen], NEEDS)
+        scores = learner.scores([t.episode for t in chosen], KNOWN)
         chosen = [evolve(t, old=old) for t, old in zip(chosen, scores, strict=True)]
         batch = _weighted(learner, algorithm, chosen)
         # Prepared on everything: what is fitted to the probe itself would say nothing of the rest.

@@ -92,12 +92,26 @@ def of_run(run: History) -> list[Chart]:
                _of(run, {"grad_norm": "gradient norm"}), from_zero=True),
         _stack("Time", "wall-clock time of an iteration, by phase", "seconds",
                _under(run, "seconds/")),
+        _chart("Tokens per second", "sampled ones: while they were sampled, environments included; "
+               "and those learnt from, over log-probs and steps", "tokens per second",
+               _of(run, _SPEED), from_zero=True),
+        _chart("Use of the hardware", "floating-point operations that the model needs, of what "
+               "matrix products reach, while learning", "share",
+               _of(run, {"performance/flop_utilisation": "share"}), from_zero=True),
+        _chart("Peak memory", "of the process, or its GPU, that has held most so far", "GiB",
+               _of(run, {"performance/peak_memory_gib": "peak"}), from_zero=True),
+        _chart("Learning rate", "of each iteration's steps", "rate", _of(run, {"lr": "rate"}),
+               from_zero=True),
         *(_chart(line.name, "the environment's own number", line.name, [line])
           for line in _under(run, "env/")),
     ]  # fmt: skip
     return [chart for chart in made if chart is not None]
 
 
+_SPEED = {
+    "performance/rollout_tokens_per_second": "sampled",
+    "performance/learn_tokens_per_second": "learnt from",
+}
 _CLIPPED = {
     "objective/clip_high": "above",
     "objective/clip_low": "below",

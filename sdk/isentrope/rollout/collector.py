@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import attrs
@@ -54,6 +55,8 @@ class RolloutCollector:
     """Tokens that fit into one episode."""
     version: int = 0
     """Of the policy that every completion must come from."""
+    environment_seconds: float = field(default=0.0, init=False)
+    """Spent in environments so far: resets, steps, rewards."""
     _idle: list[TextEnv] = field(factory=list, init=False)
 
     async def collect(self, requests: Sequence[Request]) -> list[Episode]:
@@ -96,6 +99,14 @@ class RolloutCollector:
                 f"{self.version} was published."
             )
 
+    @contextmanager
+    def _in_environment(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.environment_seconds += time.perf_counter() - start
+
     def _release(self, env: TextEnv, *, clean: bool) -> None:
         if clean:
             self._idle.append(env)
@@ -105,7 +116,8 @@ class RolloutCollector:
 
     async def _play(self, env: TextEnv, record: _Record) -> None:
         request = record.request
-        observation, info = env.reset(seed=request.seed, options={"task": request.task})
+        with self._in_environment():
+            observation, info = env.reset(seed=request.seed, options={"task": request.task})
         ledger = record.open(self.template, _messages(observation, info))
         for turn in range(self.config.max_turns):
             room = self.context - len(ledger.ids)
@@ -126,7 +138,8 @@ class RolloutCollector:
                 short = room <= self.sampling.max_tokens
                 record.stop(StopReason.CONTEXT if short else StopReason.MAX_TOKENS)
                 return
-            observation, reward, terminated, truncated, info = env.step(action)
+            with self._in_environment():
+                observation, reward, terminated, truncated, info = env.step(action)
             record.rewards.append(float(reward))
             if terminated or truncated:
                 record.finish(info, terminated=terminated)

@@ -45,6 +45,7 @@ def random_batch(
         step=0 if on_policy else 1,
         entropy=(normal().abs() + 0.1).to(dtype) if "entropy" in needs else None,
         response=(0.1 * normal()).to(dtype) if "entropy_response" in needs else None,
+        reference=(old + 0.3 * normal()).to(dtype) if "reference_logp" in needs else None,
     )
 
 
@@ -63,6 +64,7 @@ def extreme_batch(*, on_policy: bool, needs: frozenset[str]) -> TokenBatch:
         step=0 if on_policy else 1,
         entropy=-new * new.exp() if "entropy" in needs else None,
         response=new * new.exp() if "entropy_response" in needs else None,
+        reference=old.flip(0) if "reference_logp" in needs else None,
     )
 
 
@@ -101,6 +103,7 @@ def _batch(
     step: int,
     entropy: Tensor | None,
     response: Tensor | None,
+    reference: Tensor | None,
 ) -> TokenBatch:
     sequence = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     return TokenBatch(
@@ -116,4 +119,5 @@ def _batch(
         step=step,
         entropy=None if entropy is None else entropy.requires_grad_(),
         entropy_response=response,
+        reference_logp=reference,
     )

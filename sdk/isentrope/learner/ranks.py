@@ -1,0 +1,181 @@
+"""Ranks: the processes of one run, as torchrun starts them; each holds a shard of the policy.
+
+Every rank runs the same loop on the same episodes, and computes micro-batches of its own. Only the
+first collects episodes and writes the run folder. The others wait for it at the rendezvous, not
+inside a collective, which would time out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from attrs import define, field
+from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from isentrope.errors import ConfigError, IsentropeError, OtherRankError
+
+T = TypeVar("T")
+TURN, MOMENTS = 0.02, 5.0
+"""Seconds between two questions to the store; seconds that ranks may differ in meeting an error."""
+_runs = itertools.count()
+
+
+@define
+class Ranks:
+    """All processes of a run, as seen by one of them; by default, there is but one."""
+
+    rank: int = 0
+    size: int = 1
+    _store: Any = field(default=None, repr=False)
+    _calls: int = field(default=0, init=False)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that collects, writes and speaks."""
+        return self.rank == 0
+
+    def by_first(self, function: Callable[[], T]) -> T:
+        """Call `function` on the first rank only; return on all of them what it returned.
+
+        Raises `OtherRankError` on the others where it raised.
+        """
+        if self.size == 1:
+            return function()
+        self._calls += 1
+        key = str(self._calls)
+        if not self.first:
+            self._wait_for(key)
+            if self._store.get(key) == b"failed":
+                raise OtherRankError("Rank 0 failed, and says why.")
+            return self._broadcast(None)  # type: ignore[no-any-return]  # the first one's T
+        try:
+            found = function()
+        except BaseException:
+            self._store.set(key, "failed")
+            raise
+        self._store.set(key, "done")
+        return self._broadcast(found)  # type: ignore[no-any-return]  # itself
+
+    def first_then_others(self, function: Callable[[], T]) -> T:
+        """Call `function` on every rank, on the others after the first: it may fill a cache.
+
+        Raises `OtherRankError` on the others where it raised on the first.
+        """
+        found: list[T] = []
+        self.by_first(lambda: found.append(function()))
+        return found[0] if found else function()
+
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all ranks, in order, on all of them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    @torch.no_grad()
+    def same_weights(self, module: nn.Module) -> None:
+        """Give every rank the first one's parameters and buffers."""
+        if self.size > 1:
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor.data, 0)
+
+    def _wait_for(self, key: str) -> None:
+        while not _there(self._store, key):
+            time.sleep(TURN)
+
+    def _broadcast(self, value: Any) -> Any:
+        values = [value]
+        dist.broadcast_object_list(values, 0)
+        return values[0]
+
+
+def _there(store: Store, key: str) -> bool:
+    """Say whether a key is there.
+
+    Asked for now and then, not waited for: between two questions Python hears of signals.
+
+    Raises `OtherRankError` where the store, which rank 0 keeps, is gone.
+    """
+    try:
+        return bool(store.check([key]))
+    except dist.DistNetworkError as error:
+        raise OtherRankError("Rank 0 is gone.") from error
+
+
+def _launched() -> bool:
+    """Whether there are ranks: what started this process says so."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if several and name not in os.environ:
+            raise ConfigError(
+                f"WORLD_SIZE is set, but {name} is not: start with torchrun, or unset WORLD_SIZE."
+            )
+    return several or "RANK" in os.environ
+
+
+@contextmanager
+def _said_once(store: Store, rank: int) -> Iterator[None]:
+    """Turn an error that rank 0 has too into one that only stops."""
+    try:
+        yield
+    except OtherRankError:
+        raise
+    except IsentropeError as error:
+        if rank == 0:
+            store.set("error", str(error))
+        elif _said(store, str(error)):
+            raise OtherRankError("Rank 0 says why.") from error
+        raise
+
+
+def _said(store: Store, sentence: str) -> bool:
+    """Say whether rank 0 comes to say the same, within moments."""
+    for _ in range(int(MOMENTS / TURN)):
+        if _there(store, "error"):
+            return bool(store.get("error") == sentence.encode())
+        time.sleep(TURN)
+    return False
+
+
+@contextmanager
+def joined(*, sharded: bool = False) -> Iterator[Ranks]:
+    """Join the ranks that torchrun started, by its environment variables; leave them at the end.
+
+    sharded: the policy will be sharded, which needs a process group even where there is one rank.
+    """
+    launched = _launched()
+    if not launched and not sharded:
+        yield Ranks()
+        return
+    if dist.is_initialized():
+        raise ConfigError("There is a process group already: leave it, or start with torchrun.")
+    cuda = torch.cuda.is_available()
+    if cuda:
+        own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if own >= there:
+            raise ConfigError(f"There are {there} GPUs for more ranks than that: start as many.")
+        torch.cuda.set_device(own)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    store: Store
+    if launched:
+        store, rank, size = next(rendezvous("env://"))
+    else:
+        store = dist.HashStore()  # type: ignore[attr-defined]  # not listed
+        rank, size = 0, 1
+    store = PrefixStore(f"isentrope/{next(_runs)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    try:
+        with _said_once(store, rank):
+            yield Ranks(rank, size, PrefixStore("calls", store))
+    finally:
+        dist.destroy_process_group()
