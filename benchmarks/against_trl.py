@@ -31,8 +31,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from learner import make_model
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from isentrope import Episode, LearnerConfig, Segment, recipe
 from isentrope.episodes import StopReason
@@ -46,23 +47,9 @@ BATCHES = (8, 16, 32, 64)
 RATE = 1e-6
 
 
-def make_model() -> Qwen3ForCausalLM:
-    """Make a tiny Qwen3 with random weights."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    return Qwen3ForCausalLM(config)
+def make_tiny() -> Qwen3ForCausalLM:
+    """Make a tiny Qwen3 with random weights, and the ids that TRL asks for."""
+    return make_model(VOCABULARY, pad_token_id=0, eos_token_id=1)
 
 
 def make_episodes() -> list[Episode]:
@@ -227,7 +214,7 @@ def trl(
 
 def speed(rounds: int) -> None:
     """Time them in turns, and print the ratios."""
-    model = make_model()
+    model = make_tiny()
     trajectories = make_trajectories(model, make_episodes())
     steps = {
         "ours": step_of(ours(model), trajectories),
@@ -271,7 +258,7 @@ def memory() -> None:
 
 def contestant(name: str) -> None:
     """Take three steps, and print the memory that they took, MiB."""
-    model = make_model()
+    model = make_tiny()
     trajectories = make_trajectories(model, make_episodes()[:GROUP])
     trl(model, trajectories, GROUP, 1)  # everything is imported, for all alike
     ours(model, 1).step(recipe("grpo"), trajectories, nominal_sequences=GROUP, step=1)

@@ -55,11 +55,11 @@ class ByHand:
     """[T] of each token in the loss: seq-mean-token-mean."""
 
 
-def make_model() -> Qwen3ForCausalLM:
+def make_model(vocabulary: int = VOCABULARY, **options: Any) -> Qwen3ForCausalLM:
     """Make the embedded model's shape, with random weights."""
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=64,
         intermediate_size=192,
         num_hidden_layers=2,
@@ -68,6 +68,7 @@ def make_model() -> Qwen3ForCausalLM:
         head_dim=16,
         max_position_embeddings=512,
         tie_word_embeddings=True,
+        **options,
     )
     return Qwen3ForCausalLM(config)  # Policy sets it to eval; there is no dropout in it
 

@@ -268,13 +268,14 @@ class Trainer:
         """How fast the iteration was, on all ranks together."""
         learner, seconds = self.learner, clock.seconds
         learning = seconds["seconds/learn"] + seconds["seconds/recompute"]
+        computing = learning + seconds["seconds/probe"]  # whose passes count in `flops` too
         flops, learner.flops = sum(self.ranks.gather(learner.flops)), 0.0
         peak = peak_flops(learner.device, learner.config.torch_dtype) * self.ranks.size
         sampled = sum(e.sampled_tokens for e in episodes)
         return {
             "performance/rollout_tokens_per_second": sampled / seconds["seconds/rollout"],
             "performance/learn_tokens_per_second": sum(r.tokens for r in reports) / learning,
-            "performance/flop_utilisation": flops / learning / peak,
+            "performance/flop_utilisation": flops / computing / peak,
             "performance/peak_memory_gib": max(self.ranks.gather(peak_memory(learner.device))),
         }
 

@@ -96,7 +96,7 @@ def of_run(run: History) -> list[Chart]:
                "and those learnt from, over log-probs and steps", "tokens per second",
                _of(run, _SPEED), from_zero=True),
         _chart("Use of the hardware", "floating-point operations that the model needs, of what "
-               "matrix products reach, while learning", "share",
+               "matrix products reach, while learning and probing", "share",
                _of(run, {"performance/flop_utilisation": "share"}), from_zero=True),
         _chart("Peak memory", "of the process, or its GPU, that has held most so far", "GiB",
                _of(run, {"performance/peak_memory_gib": "peak"}), from_zero=True),
