@@ -148,14 +148,28 @@ def test_what_else_is_asked_for_changes_nothing() -> None:
             assert getattr(results[BOTH | needs], name).tolist() == getattr(found, name).tolist()
     by_logp = [gradients(lambda x, n=n: token_scores(*x, needs=n)[:1], inputs) for n in SUBSETS]
     for found in by_logp[1:]:
-        assert [g.tolist() for g in by_logp[0]] == [g.tolist() for g in found]
+        for a, b in zip(by_logp[0], found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+def test_the_chunk_that_is_kept_serves_once_and_is_then_computed_again() -> None:
+    hidden, *others = make_inputs()
+    hidden = hidden.detach().requires_grad_()
+    logp = token_scores(hidden, *others).logp
+    once, again = (
+        torch.autograd.grad(logp, hidden, torch.arange(13.0), retain_graph=True)[0] for _ in "ab"
+    )
+    torch.testing.assert_close(once, again, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("needs", [frozenset(), BOTH], ids=["nothing", "both"])
 @pytest.mark.parametrize("elements", [1, 31, 62, 93, 12 * 31, 13 * 31 - 1, 13 * 31, 10**6])
-def test_where_chunks_end_changes_nothing(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
+def test_where_chunks_end_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, elements: int, needs: frozenset[str]
+) -> None:
     inputs = make_inputs()
-    whole = token_scores(*inputs, 1.3, needs=BOTH)
-    expected = gradients(lambda x: token_scores(*x, 1.3, needs=BOTH), inputs)
+    whole = token_scores(*inputs, 1.3, needs=needs)
+    expected = gradients(lambda x: token_scores(*x, 1.3, needs=needs), inputs)
     chunked: list[int] = []
     logits = head._Layer.logits
 
@@ -166,12 +180,12 @@ def test_where_chunks_end_changes_nothing(monkeypatch: pytest.MonkeyPatch, eleme
 
     monkeypatch.setattr(head, "CHUNK_ELEMENTS", elements)
     monkeypatch.setattr(head._Layer, "logits", counted)
-    found = token_scores(*inputs, 1.3, needs=BOTH)
+    found = token_scores(*inputs, 1.3, needs=needs)
     size = max(1, elements // 31)
     assert [min(size, 13 - i) for i in range(0, 13, size)] == chunked
     for a, b in zip(found, whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
-    ours = gradients(lambda x: token_scores(*x, 1.3, needs=BOTH), inputs)
+    ours = gradients(lambda x: token_scores(*x, 1.3, needs=needs), inputs)
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 

@@ -1,9 +1,9 @@
 """The policy head: log-probs of tokens from hidden states, without keeping the logits.
 
 Logits exist for one chunk of tokens at a time, in float32, forwards and backwards, so that peak
-memory does not grow with tokens x vocabulary. A 16-bit weight is read in blocks of the vocabulary,
-so that there is never a float32 copy of it either. Shape legend: t tokens of a chunk, T of all,
-D hidden size, V vocabulary, r rank of an adapter.
+memory does not grow with tokens x vocabulary; where there is but one chunk, it is kept. A 16-bit
+weight is read in blocks of the vocabulary, so that there is never a float32 copy of it either.
+Shape legend: t tokens of a chunk, T of all, D hidden size, V vocabulary, r rank of an adapter.
 
 With d_j = (z_j - max z) / temperature <= 0, and sums S and K over all tokens but the top one,
 nothing that matters for a confident distribution is a difference of numbers near one another:
@@ -100,9 +100,15 @@ class _TokenScores(torch.autograd.Function):
         # Made once: small tensors that outlive their chunk would leave holes in the C heap, into
         # which the next chunk's large ones do not fit (measured: half a gigabyte of them).
         columns = hidden.new_empty((6, len(hidden), 1), dtype=torch.float32)
-        for rows in _chunks(hidden.shape[0], weight.shape[0]):
-            found = _evaluate(layer.logits(rows), target[rows, None], temperature, needs)
+        ctx.exps = None
+        chunks = _chunks(hidden.shape[0], weight.shape[0])
+        for rows in chunks:
+            logits = layer.logits(rows)
+            found = _evaluate(logits, target[rows, None], temperature, needs)
             columns[:, rows] = torch.stack(found)
+            if len(chunks) == 1 and not needs:  # this layer's gradient comes first: no peak rises
+                ctx.exps = logits
+            del logits  # or they would live on beside the next chunk's
         ctx.save_for_backward(hidden, weight, bias, low, up, target, columns[3:])
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
@@ -124,15 +130,23 @@ class _TokenScores(torch.autograd.Function):
             for x, needed in ((weight, need_weight), (bias, need_bias), (up, need_up))
         )
         grad_logp, grad_entropy = (None if g is None else g / ctx.temperature for g in grads[:2])
+        exps, ctx.exps = ctx.exps, None  # overwritten here: a second time, it is computed again
         for rows in _chunks(hidden.shape[0], weight.shape[0]):
-            d_logits = _d_logits(
-                _below(layer.logits(rows), top[rows], ctx.temperature),
-                log_total[rows],
-                mean_gap[rows],
-                target[rows, None],
-                None if grad_logp is None else grad_logp[rows, None],
-                None if grad_entropy is None else grad_entropy[rows, None],
+            of_logp, of_entropy = (
+                None if grad is None else grad[rows, None] for grad in (grad_logp, grad_entropy)
             )
+            if exps is not None:
+                p = exps.mul_(torch.exp(-log_total))
+                d_logits = _d_logits_of_logp(p, target[rows, None], of_logp)
+            else:
+                d_logits = _d_logits(
+                    _below(layer.logits(rows), top[rows], ctx.temperature),
+                    log_total[rows],
+                    mean_gap[rows],
+                    target[rows, None],
+                    of_logp,
+                    of_entropy,
+                )
             if d_hidden is not None:
                 d_hidden[rows] = _product(d_logits, weight)
             if d_low is not None:
@@ -194,7 +208,7 @@ def _evaluate(
     """Return log-prob, entropy, response, top logit, log1p(S) and K of one chunk, [t, 1] each.
 
     Entropy and K are 0 where nothing is needed, the response where it is not. target: [t, 1].
-    Overwrites `logits` [t, V].
+    Overwrites `logits` [t, V]: where nothing is needed, by exp(d_j).
     """
     top, top_index = logits.max(-1, keepdim=True)
     below = _below(logits, top, temperature)
@@ -205,6 +219,7 @@ def _evaluate(
     logp = own - log_total
     nothing = torch.zeros_like(own)
     if not needs:
+        exps.scatter_(-1, top_index, 1.0)
         return logp, nothing, nothing, top, log_total, nothing
     total = 1 + others
     weighted = below.mul_(exps)
@@ -236,16 +251,18 @@ def _d_logits(
     one number rounds a confident token's S away.
     """
     if grad_entropy is None:
-        p, gradient = below.sub_(log_total).exp_(), None
-    else:  # dH/dz_j = -p_j L_j
-        p = below.sub(log_total).exp_()
-        gradient = below.add_(mean_gap).mul_(p).mul_(-grad_entropy)
-    if grad_logp is not None:  # d log p_a/dz_j = [j = a] - p_j, and 1 - p_a is the others' sum
-        others = p.scatter_(-1, target, 0.0).sum(-1, keepdim=True)
-        p.mul_(-grad_logp).scatter_(-1, target, others * grad_logp)
-        gradient = p if gradient is None else gradient.add_(p)
-    assert gradient is not None  # autograd calls only where one of the two is wanted
-    return gradient
+        return _d_logits_of_logp(below.sub_(log_total).exp_(), target, grad_logp)
+    p = below.sub(log_total).exp_()
+    gradient = below.add_(mean_gap).mul_(p).mul_(-grad_entropy)  # dH/dz_j = -p_j L_j
+    return gradient if grad_logp is None else gradient.add_(_d_logits_of_logp(p, target, grad_logp))
+
+
+def _d_logits_of_logp(p: Tensor, target: Tensor, grad_logp: Tensor | None) -> Tensor:
+    """Turn probabilities [t, V] into the gradient that comes through the log-prob."""
+    assert grad_logp is not None  # autograd calls only where some gradient is wanted
+    # d log p_a/dz_j = [j = a] - p_j, and 1 - p_a is the others' sum
+    others = p.scatter_(-1, target, 0.0).sum(-1, keepdim=True)
+    return p.mul_(-grad_logp).scatter_(-1, target, others * grad_logp)
 
 
 def _product(d_logits: Tensor, matrix: Tensor) -> Tensor:
