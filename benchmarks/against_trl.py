@@ -156,7 +156,7 @@ def trl(
     after_step: called between steps, outside what is timed.
     """
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     seconds: list[float] = []
@@ -206,7 +206,9 @@ def trl(
             args=config,
             train_dataset=Dataset.from_dict({"prompt": ["t3"] * len(trajectories)}),
             processing_class=tokenizer(),
+            callbacks=[Stopwatch()],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     micro = len(trajectories) // batch
     return seconds, sum(losses[:micro])

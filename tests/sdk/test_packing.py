@@ -124,6 +124,8 @@ def test_micro_batches_hold_every_episode_once_within_the_budget_for_all_ranks(
     assert list(range(len(episodes))) == sorted(i for p in packs for i in p)
     assert packs
     assert 0 == len(packs) % ranks
+    if episodes and all(e.sampled_tokens for e in episodes):
+        assert sum(not p for p in packs) < ranks
     for of_pack in ([episodes[i] for i in p] for p in packs):
         inputs = collate(of_pack, CPU)
         attended = sum(index.numel() for index in inputs.rows.buckets)

@@ -73,7 +73,7 @@ def micro_batches(episodes: Sequence[Episode], budget: int, ranks: int = 1) -> l
     """
     units = [unit for group in _by_prompt(episodes) for unit in _within(group, budget)]
     units.sort(key=lambda unit: unit.tokens, reverse=True)
-    fewest = -(-sum(unit.tokens for unit in units) // budget)
+    fewest = -(-sum(min(unit.tokens, budget) for unit in units) // budget)
     count = max(1, -(-fewest // ranks)) * ranks
     while (packs := _packed(units, count, budget)) is None:
         count += ranks
