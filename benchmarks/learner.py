@@ -7,8 +7,7 @@ its micro-batches ready made, and the loss, the aggregation and the optimizer ar
 them: one on the very packs that ours makes, one on rows of similar length, padded, and one that
 pads rows as they come and runs the head over every position, as most scripts do. Rounds are
 interleaved, so that whatever else the machine does meets all alike, and the ratio is the median of
-the rounds' own. One thread. Then what packing and the sharing of prompts save, and how a step grows
-with tokens, vocabulary and ranks' shares of the work.
+the rounds' own. One thread. Then what packing and the sharing of prompts save.
 """
 
 from __future__ import annotations
@@ -73,12 +72,12 @@ def make_model(vocabulary: int = VOCABULARY, **options: Any) -> Qwen3ForCausalLM
     return Qwen3ForCausalLM(config)  # Policy sets it to eval; there is no dropout in it
 
 
-def make_episodes(*, shared: bool = False) -> list[Episode]:
+def make_episodes(*, shared: bool = False, seed: int = 0) -> list[Episode]:
     """Make episodes of one turn, of even lengths between the shortest and the longest.
 
     shared: groups have a prompt, and not every episode one of its own.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     episodes: list[Episode] = []
     for i, sampled in enumerate(rng.integers(SHORTEST, LONGEST + 1, EPISODES)):
         size = PROMPT + int(sampled)
@@ -94,14 +93,16 @@ def make_episodes(*, shared: bool = False) -> list[Episode]:
     return episodes
 
 
-def make_trajectories(learner: Learner, episodes: list[Episode]) -> list[Trajectory]:
+def make_trajectories(
+    learner: Learner, episodes: list[Episode], needs: frozenset[str] = frozenset()
+) -> list[Trajectory]:
     """Give every episode a random advantage, and log-probs that make some ratios clip."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(size: int) -> Tensor:
         return torch.randn(size, generator=generator)
 
-    scores = learner.scores(episodes, frozenset())
+    scores = learner.scores(episodes, needs)
     drifted = [x._replace(logp=x.logp + 0.1 * noise(x.logp.numel())) for x in scores]
     return [
         Trajectory(episode, i // 8, old, noise(1).expand(old.logp.numel()))

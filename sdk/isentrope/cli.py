@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from isentrope.errors import ConfigError, IsentropeError
+from isentrope.errors import ConfigError, IsentropeError, OtherRankError
 
 app = typer.Typer(
     help="Train language models by reinforcement learning, with entropy under control.",
@@ -37,7 +37,9 @@ def main() -> None:
     try:
         app()
     except IsentropeError as error:
-        Console(stderr=True, quiet=not _FIRST).print(
+        alone = error.rank is not None
+        silent = isinstance(error, OtherRankError) or not (_FIRST or alone)
+        Console(stderr=True, quiet=silent).print(
             f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True
         )
         sys.exit(2)

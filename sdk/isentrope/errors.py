@@ -17,6 +17,8 @@ class IsentropeError(Exception):
 
     place = ""
     """Where in the configuration, such as ``"rollout.group"``; `within` adds it on the way out."""
+    rank: int | None = None
+    """The only rank of several that met it; None: all of them did, or there is but one."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross process boundaries whole, whatever the constructor takes."""
@@ -24,7 +26,8 @@ class IsentropeError(Exception):
 
     def __str__(self) -> str:
         sentence = str(self.args[0]) if self.args else ""  # KeyError's own __str__ would quote it
-        return f"{self.place}: {sentence}" if self.place else sentence
+        sentence = f"{self.place}: {sentence}" if self.place else sentence
+        return sentence if self.rank is None else f"On rank {self.rank}: {sentence}"
 
 
 class ConfigError(IsentropeError, ValueError):
@@ -60,7 +63,7 @@ class TrainingError(IsentropeError):
 
 
 class OtherRankError(IsentropeError):
-    """Rank 0 failed, and says why; this one only stops."""
+    """Another rank failed, and says why; this one only stops."""
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from isentrope.episodes import Episode, Status
 from isentrope.errors import ConfigError
 from isentrope.looping import off_loop
 from isentrope.models import LanguageModel, ModelConfig
-from isentrope.rollout.chat import ChatTemplate
 from isentrope.rollout.collector import Request, RolloutCollector
 from isentrope.runs import Run, is_run
 from isentrope.seeding import derive
@@ -178,16 +177,8 @@ async def _roll_out(
     seed: int,
 ) -> list[Episode]:
     engine = component("engine", "transformers").build(model)
-    collector = RolloutCollector(
-        env=env,
-        engine=engine,
-        template=ChatTemplate(model.tokenizer, model.stop_ids),
-        config=limits,
-        sampling=limits.sampling(model.stop_ids),
-        context=limits.context_within(model.context),
-    )
+    collector = RolloutCollector.of(env, engine, model, limits)
     try:
         return await collector.collect(requests(tasks, k, seed))
     finally:
-        collector.close()
-        await engine.close()
+        await collector.close()

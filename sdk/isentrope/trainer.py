@@ -22,24 +22,28 @@ from attrs import define
 from isentrope.algorithms import Algorithm
 from isentrope.components import make
 from isentrope.config import EvaluationConfig, TrainConfig
-from isentrope.engines import Engine, WeightsRef
+from isentrope.engines import WeightsRef
 from isentrope.environments import Task
 from isentrope.episodes import Episode, Status
 from isentrope.errors import TrainingError
 from isentrope.evaluation import requests, summarize
-from isentrope.learner.accounting import peak_flops, peak_memory
 from isentrope.learner.checkpoints import Progress
 from isentrope.learner.experience import Experience, experience, usable
 from isentrope.learner.head import TokenScores
 from isentrope.learner.learner import Learner, StepReport
-from isentrope.learner.metrics import Clock, learning_metrics, rollout_metrics
+from isentrope.learner.metrics import (
+    Clock,
+    learning_metrics,
+    performance_metrics,
+    rollout_metrics,
+)
 from isentrope.learner.packing import concatenate
 from isentrope.learner.policy import Policy
 from isentrope.learner.probe import Probe
 from isentrope.learner.ranks import Ranks
+from isentrope.learner.rehearsal import rehearse
 from isentrope.models import LanguageModel
 from isentrope.parts import Statistics
-from isentrope.rollout.chat import ChatTemplate
 from isentrope.rollout.collector import Request, RolloutCollector
 from isentrope.seeding import derive, seed_everything
 from isentrope.specs import EnvRef
@@ -54,7 +58,7 @@ class Trainer:
     config: TrainConfig
     model: LanguageModel
     learner: Learner
-    rollouts: Rollouts | None
+    collector: RolloutCollector | None
     """Of the first rank."""
     context: int
     tasks: tuple[Task, ...]
@@ -67,8 +71,12 @@ class Trainer:
         torch.manual_seed(derive(config.seed, "model"))
         model = ranks.first_then_others(lambda: config.model.build(config.env))
         context = config.rollout.context_within(model.context)
-        made: list[Rollouts] = []
-        ranks.by_first(lambda: made.append(Rollouts.build(config, model, context)))
+        made: list[RolloutCollector] = []
+        ranks.by_first(
+            lambda: made.append(
+                RolloutCollector.of(config.env, config.engine.build(model), model, config.rollout)
+            )
+        )
         policy = Policy(
             model.model, config.rollout.temperature, config.learner.lora, config.learner.head
         )
@@ -76,8 +84,8 @@ class Trainer:
         learner = Learner(policy, config.learner, ranks)
         state = config.algorithm.initial_state()
         state.initial_entropy = state.initial_exact_entropy = config.initial_entropy
-        rollouts = made[0] if made else None
-        return cls(config, model, learner, rollouts, context, tasks, Progress(state))
+        collector = made[0] if made else None
+        return cls(config, model, learner, collector, context, tasks, Progress(state))
 
     @property
     def ranks(self) -> Ranks:
@@ -89,8 +97,8 @@ class Trainer:
         weights = self.learner.policy.weights(keep=self.ranks.first)
 
         def publish() -> None:
-            assert self.rollouts is not None  # the first rank's
-            runner.run(self.rollouts.publish(WeightsRef(self.progress.version, weights)))
+            assert self.collector is not None  # the first rank's
+            runner.run(self.collector.publish(WeightsRef(self.progress.version, weights)))
 
         self.ranks.by_first(publish)
 
@@ -104,7 +112,7 @@ class Trainer:
         """
         if self.learner.device.type == "cpu" and self.config.rollout.context is None:
             return
-        self.learner.rehearse(self.context, self.config.algorithm.needs_of_experience)
+        rehearse(self.learner, self.context, self.config.algorithm.needs_of_experience)
 
     def evaluate(self, config: EvaluationConfig, runner: asyncio.Runner) -> Metrics:
         """Evaluate the present policy; the same tasks and seeds every time."""
@@ -125,8 +133,8 @@ class Trainer:
 
     def close(self, runner: asyncio.Runner) -> None:
         """Close environments and engine."""
-        if self.rollouts is not None:
-            runner.run(self.rollouts.close())
+        if self.collector is not None:
+            runner.run(self.collector.close())
 
     def export(self) -> Callable[[Path], None]:
         """Gather the policy, and return what writes it to a folder, in transformers' own format.
@@ -149,11 +157,10 @@ class Trainer:
         """Return episodes, and the seconds of them that environments took."""
 
         def collect() -> tuple[list[Episode], float]:
-            assert self.rollouts is not None  # the first rank's
-            collector = self.rollouts.collector
-            before = collector.environment_seconds
-            episodes = runner.run(collector.collect(wanted))
-            return episodes, collector.environment_seconds - before
+            assert self.collector is not None  # the first rank's
+            before = self.collector.environment_seconds
+            episodes = runner.run(self.collector.collect(wanted))
+            return episodes, self.collector.environment_seconds - before
 
         return self.ranks.by_first(collect)
 
@@ -190,7 +197,7 @@ class Trainer:
         clock.lap("learn")
         probed = {} if probe is None else probe.metrics(self.learner)
         clock.lap("probe")
-        performance = self._performance(clock, episodes, reports)
+        performance = performance_metrics(self.learner, clock, episodes, reports)
         learnt_something = not all(report.skipped for report in reports)
         if learnt_something:
             progress.version += 1
@@ -262,23 +269,6 @@ class Trainer:
             success=float(np.mean([e.success for e in episodes])),
         )
 
-    def _performance(
-        self, clock: Clock, episodes: Sequence[Episode], reports: Sequence[StepReport]
-    ) -> Metrics:
-        """How fast the iteration was, on all ranks together."""
-        learner, seconds = self.learner, clock.seconds
-        learning = seconds["seconds/learn"] + seconds["seconds/recompute"]
-        computing = learning + seconds["seconds/probe"]  # whose passes count in `flops` too
-        flops, learner.flops = sum(self.ranks.gather(learner.flops)), 0.0
-        peak = peak_flops(learner.device, learner.config.torch_dtype) * self.ranks.size
-        sampled = sum(e.sampled_tokens for e in episodes)
-        return {
-            "performance/rollout_tokens_per_second": sampled / seconds["seconds/rollout"],
-            "performance/learn_tokens_per_second": sum(r.tokens for r in reports) / learning,
-            "performance/flop_utilisation": flops / computing / peak,
-            "performance/peak_memory_gib": max(self.ranks.gather(peak_memory(learner.device))),
-        }
-
     def _learn(self, algorithm: Algorithm, experience: Experience) -> list[StepReport]:
         trajectories = experience.trajectories
         collected = self.config.rollout.tasks * self.config.rollout.group
@@ -298,40 +288,6 @@ class Trainer:
                 )
         self.learner.release()  # they need not wait for the next rollouts
         return reports
-
-
-@define
-class Rollouts:
-    """What collects experience: an engine, and environments."""
-
-    engine: Engine
-    collector: RolloutCollector
-
-    @classmethod
-    def build(cls, config: TrainConfig, model: LanguageModel, context: int) -> Rollouts:
-        """Copy the model into an engine."""
-        engine = config.engine.build(model)
-        collector = RolloutCollector(
-            env=config.env,
-            engine=engine,
-            template=ChatTemplate(model.tokenizer, model.stop_ids),
-            config=config.rollout,
-            sampling=config.rollout.sampling(model.stop_ids),
-            context=context,
-        )
-        return cls(engine, collector)
-
-    async def publish(self, weights: WeightsRef) -> None:
-        """Have the engine sample from these weights, and accept nothing else."""
-        await self.engine.publish(weights)
-        self.collector.version = weights.version
-
-    async def close(self) -> None:
-        """Close environments and engine."""
-        try:
-            self.collector.close()
-        finally:
-            await self.engine.close()
 
 
 def _tasks(env: EnvRef, split: str) -> tuple[Task, ...]:

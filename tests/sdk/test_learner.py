@@ -20,9 +20,12 @@ import isentrope
 from isentrope import ConfigError, LearnerConfig, LoraConfig, recipe
 from isentrope.config import read_config
 from isentrope.learner import sharding
-from isentrope.learner.learner import GROWTH_INTERVAL, Learner, LossScale
+from isentrope.learner.checkpoints import CheckpointFolder, Progress
+from isentrope.learner.learner import Learner
 from isentrope.learner.policy import Policy
 from isentrope.learner.ranks import joined
+from isentrope.learner.rehearsal import rehearse
+from isentrope.learner.scaling import GROWTH_INTERVAL, LossScale
 from isentrope_objectives.surrogates import KlToStart
 from tests.sdk.test_aggregation import MODEL, NOMINAL, TEMPERATURE, TRAJECTORIES, make_model
 
@@ -76,6 +79,27 @@ def test_an_overflow_in_float16_is_skipped_counted_and_harmless(half: Learner) -
         steps += 1
     assert half.scale.value == 2.0 ** (60 - steps)
     assert not torch.equal(before, weights(half))
+
+
+def test_a_checkpoint_keeps_the_scale_and_how_long_it_has_held(
+    half: Learner, tmp_path: Path
+) -> None:
+    half.scale.value = 2.0**60
+    while take_step(half).skipped:
+        pass
+    take_step(half)
+    progress = Progress(ALGORITHM.initial_state(), iteration=3)
+    with CheckpointFolder(tmp_path) as folder:
+        folder.save(half, progress)
+        folder.finish()
+        again = make_learner(dtype="float16")
+        folder.load(again, Progress(ALGORITHM.initial_state()))
+    assert 2 == again.scale.steps
+    assert half.scale == again.scale
+    assert torch.equal(weights(half), weights(again))
+    one, other = take_step(half), take_step(again)
+    assert one.grad_norm == other.grad_norm
+    assert torch.equal(weights(half), weights(again))
 
 
 def test_the_scale_grows_after_many_steps_and_starts_again_after_an_overflow() -> None:
@@ -233,7 +257,7 @@ def test_it_pulls_back() -> None:
 
 def test_a_rehearsal_changes_nothing() -> None:
     learner, other = make_learner(), make_learner()
-    assert learner.rehearse(60, frozenset({"entropy"})) > 0
+    assert rehearse(learner, 60, frozenset({"entropy"})) > 0
     assert all(p.grad is None for p in learner.policy.parameters())
     take_step(learner)
     take_step(other)
@@ -253,7 +277,7 @@ with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
 try:
-    learner.rehearse(64, frozenset())
+    rehearse(learner, 64, frozenset())
 except TrainingError as error:
     print(error)
 """

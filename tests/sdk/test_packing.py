@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, BloomConfig, MistralConfig
 
 from isentrope import ConfigError, Episode, Segment
 from isentrope.episodes import StopReason
-from isentrope.learner.learner import _fullest
 from isentrope.learner.packing import ATTENDED, collate, micro_batches, pack
 from isentrope.learner.policy import Policy
+from isentrope.learner.rehearsal import fullest
 from tests.sdk.test_aggregation import VOCABULARY, make_model
 
 CPU = torch.device("cpu")
@@ -167,8 +167,8 @@ def test_a_group_stays_together_and_shares_its_prompt() -> None:
 )
 def test_a_rehearsal_is_of_the_largest_pack(context: int, budget: int) -> None:
     """None that training may meet has more tokens, or more in its rows."""
-    (found,) = micro_batches(fullest := _fullest(context, budget), 10**9)
-    inputs = collate([fullest[i] for i in found], CPU)
+    (found,) = micro_batches(of := fullest(context, budget), 10**9)
+    inputs = collate([of[i] for i in found], CPU)
     attended = sum(index.numel() for index in inputs.rows.buckets)
     largest = max(context - 1, budget)
     assert 0.7 * largest < inputs.ids.numel() <= largest

@@ -188,14 +188,58 @@ def test_a_run_on_two_ranks_that_is_killed_goes_on_to_the_bit(tmp_path: Path, co
         assert (whole / name).read_bytes() == (parts / name).read_bytes()
 
 
-def fail(tmp_path: Path, *arguments: object, **only: str) -> str:
+def fail(tmp_path: Path, *arguments: object, start: tuple[str, ...] = TRAIN, **only: str) -> str:
     """Have a run on two ranks fail: all end, nobody shows a traceback; return all they said."""
-    processes = launch(2, tmp_path, *TRAIN, *arguments, **only)
+    processes = launch(2, tmp_path, *start, *arguments, **only)
     said = "".join(wait(processes, tmp_path))
     assert all(process.returncode for process in processes), said
     assert "Traceback" not in said
     assert 1 == said.count("error"), said
     return said
+
+
+PRELUDE = (
+    "import os, runpy; exec(os.environ.get('BEFORE', ''));"
+    "runpy.run_module('isentrope', run_name='__main__')"
+)
+ELSEWHERE = "os.chdir(os.environ['HOME'])"
+DISK_FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))"
+ALONE = """
+from isentrope import TrainingError
+from isentrope.learner.learner import Learner
+def step(*_, **__):
+    raise TrainingError("This one only.")
+Learner.step = step
+"""
+KILLED = """
+from isentrope.learner.learner import Learner
+Learner.step = lambda *_, **__: os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "sentence", "iterations"),
+    [
+        (ELSEWHERE, "Rank 1 does not see", 0),
+        (DISK_FULL, "cannot be written", 1),
+        (ALONE, "On rank 1: This one only.", 0),
+        (KILLED, "Another rank is gone without a word", 0),
+    ],
+    ids=["elsewhere", "disk full", "alone", "killed"],
+)
+def test_what_one_rank_meets_stops_them_all(
+    tmp_path: Path, config: Path, before: str, sentence: str, iterations: int
+) -> None:
+    out = os.path.relpath(tmp_path / "run", ROOT)
+    options = (config, "--out", out, "--set", "checkpoint_every=1")
+    said = fail(
+        tmp_path, *options, start=("-c", PRELUDE, "train"), BEFORE=before, HOME=str(tmp_path)
+    )
+    assert sentence in said
+    if iterations:  # what was written can be gone on with
+        train(2, tmp_path, "--resume", tmp_path / "run")
+    assert len(Run(tmp_path / "run").metrics) >= iterations
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import attrs
 import torch.distributed as dist
@@ -24,9 +25,10 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from isentrope.algorithms import AlgorithmState
-from isentrope.errors import TrainingError
-from isentrope.learner.learner import Learner, LossScale
+from isentrope.errors import ConfigError, TrainingError
+from isentrope.learner.learner import Learner
 from isentrope.learner.ranks import Ranks
+from isentrope.learner.scaling import LossScale
 
 KEPT = 2
 """The newest and the one before it, should the newest turn out damaged."""
@@ -65,6 +67,20 @@ class CheckpointFolder:
             self._group = dist.new_group(backend="gloo")
 
     def __enter__(self) -> CheckpointFolder:
+        """Make sure that all ranks mean the same folder: each writes its shards into it.
+
+        Raises `ConfigError` on all of them where one sees another, or none.
+        """
+        mark = self.path / f"{_DRAFT}{self.ranks.by_first(uuid4)}"
+        self.ranks.by_first(lambda: mark.mkdir(parents=True))
+        blind = [rank for rank, sees in enumerate(self.ranks.gather(mark.is_dir())) if not sees]
+        self.ranks.by_first(mark.rmdir)
+        if blind:
+            raise ConfigError(
+                f"Rank {blind[0]} does not see {self.path}, into which it would write its part of "
+                "checkpoints: all ranks need the same file system, and the same working directory "
+                "where `out` is relative."
+            )
         return self
 
     def __exit__(self, *_: object) -> None:

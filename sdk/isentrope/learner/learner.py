@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import attrs
-import numpy as np
 import torch
 from attrs import define, field, frozen
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
 from isentrope.algorithms import Algorithm, of_tokens
 from isentrope.config import LearnerConfig
-from isentrope.episodes import Episode, Segment, StopReason
-from isentrope.errors import ConfigError, TrainingError
-from isentrope.learner.accounting import peak_memory
+from isentrope.episodes import Episode
+from isentrope.errors import ConfigError
 from isentrope.learner.aggregation import weighted
 from isentrope.learner.head import KNOWN, TokenScores
 from isentrope.learner.packing import (
-    ATTENDED,
     Inputs,
     Trajectory,
     collate,
@@ -33,41 +30,9 @@ from isentrope.learner.packing import (
 )
 from isentrope.learner.policy import Policy
 from isentrope.learner.ranks import Ranks
+from isentrope.learner.scaling import LossScale
 from isentrope.learner.sharding import shard
 from isentrope.parts import AdvantageTransform, Objective, TokenBatch, TokenPart
-
-GROWTH_INTERVAL = 2000
-"""Steps without overflow before the loss is scaled up."""
-
-
-@define
-class LossScale:
-    """What the loss is multiplied by, so that small gradients do not vanish in float16.
-
-    Halved when a gradient overflows, doubled after many that did not (Micikevicius et al. 2018).
-    """
-
-    value: float = 2.0**16
-    steps: int = 0
-    """Taken since it last changed."""
-    fixed: bool = False
-
-    def undo(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Divide gradients by it."""
-        if self.value != 1:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad.div_(self.value)
-
-    def update(self, finite: bool) -> None:
-        """Learn whether a step's gradients were finite."""
-        if self.fixed:
-            return
-        self.steps = self.steps + 1 if finite else 0
-        if not finite:
-            self.value = max(self.value / 2, 1.0)
-        elif self.steps == GROWTH_INTERVAL:
-            self.value, self.steps = self.value * 2, 0
 
 
 @frozen
@@ -224,28 +189,6 @@ class Learner:
             old_logp=torch.cat(tally.old_logp),
         )
 
-    def rehearse(self, context: int, needs: frozenset[str]) -> float:
-        """Go through the largest micro-batch that there can be; return peak memory, GiB.
-
-        context: tokens of the longest episode. needs: what the algorithm needs. No weight changes.
-
-        Raises `TrainingError` where it does not fit into memory: now, and not after hours.
-        """
-        try:
-            largest = self._collate(_fullest(context, self.config.micro_batch_tokens))
-            for _ in range(2):  # the second time beside the gradients of the first
-                scores = self.policy(largest, needs=needs & KNOWN)
-                total = sum(column.sum() for column in scores if column is not None)
-                (0.0 * total).backward()
-                del scores, total
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not _lacks_memory(error):
-                raise
-            reason = str(error).strip().splitlines()[0]
-            raise TrainingError(_advice(self.config, context, reason)) from error
-        self.release()
-        return peak_memory(self.device)
-
     def release(self) -> None:
         """Forget the last step's gradients."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -310,45 +253,6 @@ def _factor(config: LearnerConfig, iteration: int, iterations: int) -> float:
     schedule: Any = get_scheduler(name, nothing, config.warmup, iterations + 1)
     factor: float = schedule.lr_lambdas[0](iteration + 1)  # its 0 is before warm-up: at rest
     return factor
-
-
-def _fullest(context: int, budget: int) -> list[Episode]:
-    """Make episodes that fill a pack with as many tokens, and as many in rows, as there can be."""
-    groups = ATTENDED * budget // (3 * context)
-    if not groups:
-        lengths = [context, budget - context]
-        return [_filled(n, 1, i) for i, n in enumerate(lengths) if n > 1]
-    # Three rollouts of a prompt three times as long as their answers: half of the rows is shared.
-    return [_filled(context, 3 * context // 4, i) for i in range(groups) for _ in range(3)]
-
-
-def _filled(length: int, prompt: int, number: int) -> Episode:
-    """Make an episode of so many tokens after a prompt that has its number in it."""
-    ids, nothing = np.zeros(length, np.int64), np.zeros(length)
-    bits = [int(bit) for bit in f"{number:b}"[::-1]][:prompt]
-    ids[: len(bits)] = bits
-    segment = Segment(ids, np.arange(length) >= prompt, nothing, nothing, nothing)
-    return Episode("", 0, 0, (segment,), (), (), success=False, stop_reason=StopReason.CONTEXT)
-
-
-def _lacks_memory(error: RuntimeError) -> bool:
-    known = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in known)
-
-
-def _advice(config: LearnerConfig, context: int, reason: str) -> str:
-    tokens = max(config.micro_batch_tokens, context)
-    ways = [f"lower learner.micro_batch_tokens ({config.micro_batch_tokens})"]
-    if context >= config.micro_batch_tokens:
-        ways = [f"lower rollout.context ({context})"]
-    if not config.activation_checkpointing:
-        ways.append("set learner.activation_checkpointing = true")
-    if config.lora is None:
-        ways.append("train adapters (learner.lora = {})")
-    return (
-        f"A micro-batch of {tokens} tokens, the largest that this run may meet, does not fit into "
-        f"memory ({reason}): {', or '.join(ways)}."
-    )
 
 
 def _norm(norm: Tensor) -> float:

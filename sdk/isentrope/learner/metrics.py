@@ -14,9 +14,10 @@ from attrs import define, field
 
 from isentrope import diagnostics
 from isentrope.episodes import Episode, StopReason
+from isentrope.learner.accounting import peak_flops, peak_memory
 from isentrope.learner.experience import Experience
 from isentrope.learner.head import TokenScores
-from isentrope.learner.learner import StepReport
+from isentrope.learner.learner import Learner, StepReport
 from isentrope.learner.packing import concatenate
 
 Metrics = dict[str, Any]
@@ -62,6 +63,27 @@ def learning_metrics(experience: Experience, reports: Sequence[StepReport]) -> M
     means = {n: sum(r.diagnostics.get(n, 0.0) * r.tokens for r in reports) / tokens for n in names}
     metrics["tokens_effective"] = sum(r.effective * r.tokens for r in reports) / tokens
     return {**metrics, **means, **_advantage_metrics(experience), **_ratio_metrics(reports)}
+
+
+def performance_metrics(
+    learner: Learner, clock: Clock, episodes: Sequence[Episode], reports: Sequence[StepReport]
+) -> Metrics:
+    """How fast the iteration was, on all ranks together: each must call it.
+
+    The learner's operations are counted from zero again.
+    """
+    ranks, seconds = learner.ranks, clock.seconds
+    learning = seconds["seconds/learn"] + seconds["seconds/recompute"]
+    computing = learning + seconds["seconds/probe"]  # whose passes count in `flops` too
+    flops, learner.flops = sum(ranks.gather(learner.flops)), 0.0
+    peak = peak_flops(learner.device, learner.config.torch_dtype) * ranks.size
+    sampled = sum(e.sampled_tokens for e in episodes)
+    return {
+        "performance/rollout_tokens_per_second": sampled / seconds["seconds/rollout"],
+        "performance/learn_tokens_per_second": sum(r.tokens for r in reports) / learning,
+        "performance/flop_utilisation": flops / computing / peak,
+        "performance/peak_memory_gib": max(ranks.gather(peak_memory(learner.device))),
+    }
 
 
 def _advantage_metrics(experience: Experience) -> Metrics:

@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from isentrope.errors import ConfigError, IsentropeError, OtherRankError
+from isentrope.errors import ConfigError, IsentropeError, OtherRankError, TrainingError
 
 T = TypeVar("T")
 TURN, MOMENTS = 0.02, 5.0
@@ -125,7 +125,10 @@ def _launched() -> bool:
 
 @contextmanager
 def _said_once(store: Store, rank: int) -> Iterator[None]:
-    """Turn an error that rank 0 has too into one that only stops."""
+    """Turn an error that rank 0 has too, or that follows from another's, into one that only stops.
+
+    Raises `TrainingError` where another rank is gone without a word.
+    """
     try:
         yield
     except OtherRankError:
@@ -133,18 +136,37 @@ def _said_once(store: Store, rank: int) -> Iterator[None]:
     except IsentropeError as error:
         if rank == 0:
             store.set("error", str(error))
-        elif _said(store, str(error)):
+            raise
+        store.set("failed", "")
+        if _soon(store, "error") == str(error):
             raise OtherRankError("Rank 0 says why.") from error
+        error.rank = rank
         raise
+    except BaseException as error:
+        if not _lost_another(error):
+            store.set("failed", "")
+            raise
+        if _soon(store, "failed") is not None or _there(store, "error"):
+            raise OtherRankError("Another rank failed, and says why.") from error
+        raise TrainingError(
+            "Another rank is gone without a word: it was killed, or its machine was lost. What was "
+            "written is whole; go on with `--resume`."
+        ) from error
 
 
-def _said(store: Store, sentence: str) -> bool:
-    """Say whether rank 0 comes to say the same, within moments."""
+def _lost_another(error: BaseException) -> bool:
+    """Say whether a collective failed because somebody was not there any more."""
+    known = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in known)
+
+
+def _soon(store: Store, key: str) -> str | None:
+    """Return what a rank says within moments, or None."""
     for _ in range(int(MOMENTS / TURN)):
-        if _there(store, "error"):
-            return bool(store.get("error") == sentence.encode())
+        if _there(store, key):
+            return str(store.get(key).decode())
         time.sleep(TURN)
-    return False
+    return None
 
 
 @contextmanager

@@ -49,6 +49,10 @@ def shard(policy: Policy, config: LearnerConfig, ranks: Ranks) -> None:
     for parameter in policy.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+    if device == "cuda" and any(ranks.gather(policy.device.index != torch.cuda.current_device())):
+        raise ConfigError(
+            "The model is on one GPU for all ranks: choose its device 'cuda', each rank's own."
+        )
     mesh = init_device_mesh(device, (ranks.size,))
     offload = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
     inner = MixedPrecisionPolicy(

@@ -15,10 +15,11 @@ from attrs import define, field, frozen
 
 from isentrope.components import make
 from isentrope.config import RolloutConfig
-from isentrope.engines import Completion, Engine, Sampling
+from isentrope.engines import Completion, Engine, Sampling, WeightsRef
 from isentrope.environments import TextEnv
 from isentrope.episodes import Episode, Message, Status, StopReason
 from isentrope.errors import EngineError
+from isentrope.models import LanguageModel
 from isentrope.rollout.chat import ChatTemplate
 from isentrope.rollout.ledger import TokenLedger
 from isentrope.seeding import derive
@@ -43,7 +44,7 @@ class RolloutCollector:
     """Runs episodes to their end, whatever an environment does: a failure becomes a `Status`.
 
     Environments run in this process, are reused after a clean episode and thrown away after a
-    failure. `close` closes them all.
+    failure. `close` closes them all, and the engine.
     """
 
     env: EnvRef
@@ -59,15 +60,35 @@ class RolloutCollector:
     """Spent in environments so far: resets, steps, rewards."""
     _idle: list[TextEnv] = field(factory=list, init=False)
 
+    @classmethod
+    def of(
+        cls, env: EnvRef, engine: Engine, model: LanguageModel, config: RolloutConfig
+    ) -> RolloutCollector:
+        """Return a collector for a model and an engine that samples from it."""
+        return cls(
+            env=env,
+            engine=engine,
+            template=ChatTemplate(model.tokenizer, model.stop_ids),
+            config=config,
+            sampling=config.sampling(model.stop_ids),
+            context=config.context_within(model.context),
+        )
+
+    async def publish(self, weights: WeightsRef) -> None:
+        """Have the engine sample from these weights, and accept nothing else."""
+        await self.engine.publish(weights)
+        self.version = weights.version
+
     async def collect(self, requests: Sequence[Request]) -> list[Episode]:
         """Run all of them side by side; episodes come back in the order of the requests."""
         return list(await asyncio.gather(*(self._run(request) for request in requests)))
 
-    def close(self) -> None:
-        """Close every environment."""
+    async def close(self) -> None:
+        """Close every environment, and the engine."""
         while self._idle:
             with suppress(Exception):  # the run is over, and so is what they could spoil
                 self._idle.pop().close()
+        await self.engine.close()
 
     async def _run(self, request: Request) -> Episode:
         record = _Record(request)

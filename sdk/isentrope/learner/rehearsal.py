@@ -1,0 +1,78 @@
+"""Rehearsal: whether the largest batch of a run fits into memory, found out before it begins."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from isentrope.config import LearnerConfig
+from isentrope.episodes import Episode, Segment, StopReason
+from isentrope.errors import TrainingError
+from isentrope.learner.accounting import peak_memory
+from isentrope.learner.head import KNOWN
+from isentrope.learner.learner import Learner
+from isentrope.learner.packing import ATTENDED, collate
+
+
+def rehearse(learner: Learner, context: int, needs: frozenset[str]) -> float:
+    """Go through the largest micro-batch that there can be; return peak memory, GiB.
+
+    context: tokens of the longest episode. needs: what the algorithm needs. No weight changes.
+
+    Raises `TrainingError` where it does not fit into memory: now, and not after hours.
+    """
+    config = learner.config
+    try:
+        episodes = fullest(context, config.micro_batch_tokens)
+        largest = collate(episodes, learner.device, config.torch_dtype)
+        for _ in range(2):  # the second time beside the gradients of the first
+            scores = learner.policy(largest, needs=needs & KNOWN)
+            total = sum(column.sum() for column in scores if column is not None)
+            (0.0 * total).backward()
+            del scores, total
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _lacks_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise TrainingError(_advice(config, context, reason)) from error
+    learner.release()
+    return peak_memory(learner.device)
+
+
+def fullest(context: int, budget: int) -> list[Episode]:
+    """Make episodes that fill a pack with as many tokens, and as many in rows, as there can be."""
+    groups = ATTENDED * budget // (3 * context)
+    if not groups:
+        lengths = [context, budget - context]
+        return [_filled(n, 1, i) for i, n in enumerate(lengths) if n > 1]
+    # Three rollouts of a prompt three times as long as their answers: half of the rows is shared.
+    return [_filled(context, 3 * context // 4, i) for i in range(groups) for _ in range(3)]
+
+
+def _filled(length: int, prompt: int, number: int) -> Episode:
+    """Make an episode of so many tokens after a prompt that has its number in it."""
+    ids, nothing = np.zeros(length, np.int64), np.zeros(length)
+    bits = [int(bit) for bit in f"{number:b}"[::-1]][:prompt]
+    ids[: len(bits)] = bits
+    segment = Segment(ids, np.arange(length) >= prompt, nothing, nothing, nothing)
+    return Episode("", 0, 0, (segment,), (), (), success=False, stop_reason=StopReason.CONTEXT)
+
+
+def _lacks_memory(error: RuntimeError) -> bool:
+    known = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in known)
+
+
+def _advice(config: LearnerConfig, context: int, reason: str) -> str:
+    tokens = max(config.micro_batch_tokens, context)
+    ways = [f"lower learner.micro_batch_tokens ({config.micro_batch_tokens})"]
+    if context >= config.micro_batch_tokens:
+        ways = [f"lower rollout.context ({context})"]
+    if not config.activation_checkpointing:
+        ways.append("set learner.activation_checkpointing = true")
+    if config.lora is None:
+        ways.append("train adapters (learner.lora = {})")
+    return (
+        f"A micro-batch of {tokens} tokens, the largest that this run may meet, does not fit into "
+        f"memory ({reason}): {', or '.join(ways)}."
+    )
