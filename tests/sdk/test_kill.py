@@ -37,7 +37,7 @@ def written(folder: Path) -> int:
 
 
 def drafts(folder: Path) -> list[Path]:
-    return list(folder.glob("checkpoints/.draft-*"))
+    return list(folder.glob("checkpoints/.draft-0*"))
 
 
 def wait_until(process: Any, there: Callable[[], object]) -> None:

@@ -97,11 +97,11 @@ def test_a_kill_while_a_checkpoint_is_written_resumes_to_the_same_end(
     for attempt in range(5):  # a busy machine may look away from all six checkpoints of a run
         (tmp_path / str(attempt)).mkdir()
         process, folder = start(tmp_path / str(attempt), "checkpoint_every=1")
-        while process.poll() is None and not list(folder.glob("checkpoints/.draft-*")):
+        while process.poll() is None and not list(folder.glob("checkpoints/.draft-0*")):
             pass
         process.send_signal(signal.SIGKILL)
         process.wait()
-        if list(folder.glob("checkpoints/.draft-*")):
+        if list(folder.glob("checkpoints/.draft-0*")):
             break
     else:
         pytest.fail("no checkpoint was caught being written")
