@@ -12,11 +12,13 @@ def isentrope_environments() -> list[EnvSpec]:
             "isentrope_envs.arithmetic:Arithmetic",
             "Linear equations in one turn, with many equally right derivations",
             splits=("train", "dev", "test"),
+            isolation="none",
         ),
         EnvSpec(
             "guess",
             "isentrope_envs.guess:Guess",
             "Find a number in as few turns as halving needs, by asking higher or lower",
             splits=("train", "dev", "test"),
+            isolation="none",
         ),
     ]

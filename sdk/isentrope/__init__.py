@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from isentrope.components import component as component
     from isentrope.components import make as make
     from isentrope.components import recipe as recipe
+    from isentrope.config import EarlyStop as EarlyStop
     from isentrope.config import EvaluationConfig as EvaluationConfig
     from isentrope.config import LearnerConfig as LearnerConfig
     from isentrope.config import LoraConfig as LoraConfig
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from isentrope.errors import ConfigError as ConfigError
     from isentrope.errors import EngineError as EngineError
     from isentrope.errors import EnvironmentContractError as EnvironmentContractError
+    from isentrope.errors import GraderError as GraderError
     from isentrope.errors import IsentropeError as IsentropeError
     from isentrope.errors import PluginError as PluginError
     from isentrope.errors import TrainingError as TrainingError
@@ -70,16 +72,17 @@ if TYPE_CHECKING:
     from isentrope.targets import EntropyController as EntropyController
     from isentrope.targets import EntropyTarget as EntropyTarget
     from isentrope.targets import Schedule as Schedule
+    from isentrope.workers.limits import WorkerConfig as WorkerConfig
 
 _HOME = {
     "algorithms": "Aggregation Algorithm AlgorithmState",
     "components": "component make recipe",
-    "config": "EvaluationConfig LearnerConfig LoraConfig RolloutConfig TrainConfig",
+    "config": "EarlyStop EvaluationConfig LearnerConfig LoraConfig RolloutConfig TrainConfig",
     "engines": "Completion Engine EngineConfig Sampling WeightsRef",
     "environments": "Info Task TaskSet TextEnv Unicode",
     "episodes": "Episode Message Segment Status StopReason",
-    "errors": "ConfigError EngineError EnvironmentContractError IsentropeError PluginError "
-    "TrainingError UnknownNameError",
+    "errors": "ConfigError EngineError EnvironmentContractError GraderError IsentropeError "
+    "PluginError TrainingError UnknownNameError",
     "evaluation": "Evaluation evaluate",
     "hookspecs": "hookimpl",
     "loop": "train",
@@ -91,6 +94,7 @@ _HOME = {
     "runs": "Run",
     "specs": "ComponentSpec EnvRef EnvSpec",
     "targets": "EntropyController EntropyTarget Schedule",
+    "workers.limits": "WorkerConfig",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 

@@ -21,7 +21,7 @@ from isentrope.environments import Guard, TaskSet, TextEnv
 from isentrope.errors import ConfigError, IsentropeError, PluginError, UnknownNameError, within
 from isentrope.models import ModelConfig
 from isentrope.plugins import registry
-from isentrope.specs import EnvRef, Kind, load_entry_point
+from isentrope.specs import EnvRef, EnvSpec, Kind, load_entry_point
 from isentrope.structuring import (
     build,
     edit,
@@ -54,12 +54,9 @@ def make(env_id: str, **config: Any) -> TextEnv:
 
     Raises `UnknownNameError`, `PluginError` or `ConfigError` where it cannot be made.
     """
-    if ":" in env_id:
-        path, arguments = env_id, config
-    else:
-        spec = registry().find("environment", env_id)
-        path, arguments = spec.entry_point, {**getattr(spec, "config", {}), **config}
-    cls = _import(path, f"environment {env_id!r}")
+    spec = env_spec(env_id)
+    arguments = {**spec.config, **config}
+    cls = _import(spec.entry_point, f"environment {env_id!r}")
     parameters = inspect.signature(cls).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in arguments:
@@ -81,6 +78,18 @@ def make(env_id: str, **config: Any) -> TextEnv:
     if not isinstance(getattr(env, "tasks", None), TaskSet):
         raise PluginError(f"Environment {env_id!r} has no tasks: set self.tasks to a TaskSet.")
     return Guard(env, env_id)
+
+
+def env_spec(env_id: str) -> EnvSpec:
+    """Return the record of an environment, by id or ``"package.module:Class"``.
+
+    Raises `UnknownNameError` or `PluginError` where there is none that can be used.
+    """
+    if ":" in env_id:
+        return EnvSpec("env", env_id, "")
+    spec = registry().find("environment", env_id)
+    assert isinstance(spec, EnvSpec)  # the hook takes no other
+    return spec
 
 
 def recipe(name: str, **overrides: Any) -> Algorithm:

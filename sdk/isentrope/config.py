@@ -20,6 +20,7 @@ from isentrope.plugins import registry
 from isentrope.specs import EnvRef
 from isentrope.structuring import fields, structure, unstructure
 from isentrope.validation import flag, instance_of, one_of, real, whole
+from isentrope.workers.limits import WorkerConfig
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,19 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "linear", "cosine"]
 _one_or_more = whole(1)
 _positive = real(above=0)
+
+
+@frozen(kw_only=True)
+class EarlyStop:
+    """How many episodes suffice, where a few stragglers hold up all the others.
+
+    Which are left out depends on how long they take.
+    """
+
+    of_group: float = field(default=2 / 3, validator=real(0, 1))
+    """Share of every group."""
+    of_all: float = field(default=0.9, validator=real(0, 1))
+    """Share of all."""
 
 
 @frozen(kw_only=True)
@@ -59,8 +73,20 @@ class RolloutConfig:
     """Turns per episode."""
     context: int | None = field(default=None, validator=validators.optional(_one_or_more))
     """Tokens per episode, prompt included; None: what the model's positions allow."""
+    max_seconds: float | None = field(default=None, validator=validators.optional(_positive))
+    """Wall time of an episode; one that takes longer is truncated. Results then depend on the
+    machine's speed. None: no limit."""
+    retries: int = field(default=1, validator=whole(0))
+    """How often an episode is begun again, on a fresh environment, after its environment failed."""
+    min_group: int = field(default=2, validator=whole(2))
+    """Rollouts of a group that must be left for it to be learnt from."""
     max_failure_rate: float = field(default=0.5, validator=real(0, 1))
     """Share of an iteration's episodes that may fail before the run stops."""
+    early_stop: EarlyStop | None = field(
+        default=None, validator=validators.optional(instance_of(EarlyStop))
+    )
+    """When to give up the slowest episodes of an iteration, in training; None: never."""
+    workers: WorkerConfig = field(factory=WorkerConfig, validator=instance_of(WorkerConfig))
 
     def context_within(self, positions: int) -> int:
         """Return how many tokens an episode may have, given a model's positions."""

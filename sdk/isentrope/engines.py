@@ -70,7 +70,12 @@ class WeightsRef:
 
 @runtime_checkable
 class Engine(Protocol):
-    """Samples completions from the newest published policy."""
+    """Samples completions from the newest published policy.
+
+    One that samples together what is pending at the same time may say so with a class attribute,
+    ``samples_together = True``: turns are then handed to it together, when no environment is at
+    work, and in the episodes' order.
+    """
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling) -> Completion:
         """Draw one completion of `prompt` (token ids).

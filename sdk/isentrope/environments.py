@@ -210,17 +210,12 @@ class Guard(gymnasium.Wrapper[str, str, str, str], TextEnv):
     ) -> tuple[str, dict[str, Any]]:
         """Reset the environment and check what it returns."""
         self._running = False
-        result: Any = self.inner.reset(seed=seed, options=options)
-        self._expect(
-            isinstance(result, tuple) and len(result) == 2,
-            f"reset() must return (observation, info), not {_describe(result)}",
-        )
-        observation, info = result
-        self._check_texts("reset()", observation, info)
+        observation, info = checked_reset(self._name, self.inner.reset(seed=seed, options=options))
         if (wanted := (options or {}).get("task")) is not None:
             posed = getattr(self.inner, "task", None)
-            self._expect(
+            _expect(
                 posed is not None and posed.id == wanted,
+                self._name,
                 f"reset() was asked for task {wanted!r} and posed {posed!r}; call "
                 "super().reset(seed=seed, options=options) first, and pose self.task",
             )
@@ -229,73 +224,111 @@ class Guard(gymnasium.Wrapper[str, str, str, str], TextEnv):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Step the environment and check what goes in and comes out."""
-        self._expect(
+        _expect(
             self._running,
+            self._name,
             "step() was called before reset() or after the episode's end; reset first",
         )
-        self._expect(isinstance(action, str), f"an action must be a str, not {_describe(action)}")
+        _expect(
+            isinstance(action, str),
+            self._name,
+            f"an action must be a str, not {_describe(action)}",
+        )
         self._running = False
-        result: Any = self.inner.step(action)
-        self._expect(
-            isinstance(result, tuple) and len(result) == 5,
-            "step() must return (observation, reward, terminated, truncated, info), "
-            f"not {_describe(result)}",
-        )
-        observation, reward, terminated, truncated, info = result
-        self._check_texts("step()", observation, info)
-        self._expect(
-            isinstance(reward, (int, float, np.integer, np.floating)) and math.isfinite(reward),
-            f"step() must return a finite number as the reward, not {_describe(reward)}",
-        )
-        for name, flag in (("terminated", terminated), ("truncated", truncated)):
-            self._expect(
-                isinstance(flag, (bool, np.bool_)),
-                f"step() must return a bool as {name}, not {_describe(flag)}",
-            )
-        self._running = not (terminated or truncated)
-        return observation, float(reward), bool(terminated), bool(truncated), info
+        result = checked_step(self._name, self.inner.step(action))
+        self._running = not (result[2] or result[3])
+        return result
 
     def demonstrate(self, rng: np.random.Generator, noise: float = 0.0) -> str | None:
         """Ask the wrapped environment's scripted solver."""
         return self.inner.demonstrate(rng, noise)
 
-    def _check_texts(self, call: str, observation: Any, info: Any) -> None:
-        self._expect(
-            isinstance(observation, str),
-            f"{call} must return a str as the observation, not {_describe(observation)}",
-        )
-        self._expect(
-            isinstance(info, dict), f"{call} must return a dict as info, not {_describe(info)}"
-        )
-        for message in info.get("messages", ()):
-            self._expect(
-                isinstance(message, Mapping)
-                and message.get("role") in ("system", "user", "assistant", "tool")
-                and isinstance(message.get("content"), str),
-                f'{call}: info["messages"] must hold {{"role": "system" | "user" | "assistant" | '
-                f'"tool", "content": str}}, not {_describe(message)}',
-            )
-        success = info.get("success", False)
-        self._expect(
-            isinstance(success, (bool, np.bool_)),
-            f'{call}: info["success"] must be a bool, not {_describe(success)}; a partial reward '
-            "is not a success",
-        )
-        reason = info.get("stop_reason", StopReason.TERMINATED)
-        self._expect(
-            reason in list(StopReason),
-            f'{call}: info["stop_reason"] must be one of {[r.value for r in StopReason]}, '
-            f"not {_describe(reason)}",
-        )
-        for key, value in info.get("metrics", {}).items():
-            self._expect(
-                isinstance(value, (int, float, np.number)) and math.isfinite(value),
-                f'{call}: info["metrics"][{key!r}] must be a finite number, not {_describe(value)}',
-            )
 
-    def _expect(self, condition: bool, sentence: str) -> None:
-        if not condition:
-            raise EnvironmentContractError(f"Environment {self._name!r}: {sentence}.")
+def checked_reset(name: str, result: Any) -> tuple[str, dict[str, Any]]:
+    """Return what `reset` of the environment of that name returned, if it is what it must be.
+
+    Raises `EnvironmentContractError` where it is not.
+    """
+    _expect(
+        isinstance(result, tuple) and len(result) == 2,
+        name,
+        f"reset() must return (observation, info), not {_describe(result)}",
+    )
+    observation, info = result
+    _check_texts(name, "reset()", observation, info)
+    return observation, info
+
+
+def checked_step(name: str, result: Any) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    """Return what `step` of the environment of that name returned, if it is what it must be.
+
+    Raises `EnvironmentContractError` where it is not.
+    """
+    _expect(
+        isinstance(result, tuple) and len(result) == 5,
+        name,
+        "step() must return (observation, reward, terminated, truncated, info), "
+        f"not {_describe(result)}",
+    )
+    observation, reward, terminated, truncated, info = result
+    _check_texts(name, "step()", observation, info)
+    _expect(
+        isinstance(reward, (int, float, np.integer, np.floating)) and math.isfinite(reward),
+        name,
+        f"step() must return a finite number as the reward, not {_describe(reward)}",
+    )
+    for flag_name, flag in (("terminated", terminated), ("truncated", truncated)):
+        _expect(
+            isinstance(flag, (bool, np.bool_)),
+            name,
+            f"step() must return a bool as {flag_name}, not {_describe(flag)}",
+        )
+    return observation, float(reward), bool(terminated), bool(truncated), info
+
+
+def _check_texts(name: str, call: str, observation: Any, info: Any) -> None:
+    _expect(
+        isinstance(observation, str),
+        name,
+        f"{call} must return a str as the observation, not {_describe(observation)}",
+    )
+    _expect(
+        isinstance(info, dict), name, f"{call} must return a dict as info, not {_describe(info)}"
+    )
+    for message in info.get("messages", ()):
+        _expect(
+            isinstance(message, Mapping)
+            and message.get("role") in ("system", "user", "assistant", "tool")
+            and isinstance(message.get("content"), str),
+            name,
+            f'{call}: info["messages"] must hold {{"role": "system" | "user" | "assistant" | '
+            f'"tool", "content": str}}, not {_describe(message)}',
+        )
+    success = info.get("success", False)
+    _expect(
+        isinstance(success, (bool, np.bool_)),
+        name,
+        f'{call}: info["success"] must be a bool, not {_describe(success)}; a partial reward '
+        "is not a success",
+    )
+    reason = info.get("stop_reason", StopReason.TERMINATED)
+    _expect(
+        reason in list(StopReason),
+        name,
+        f'{call}: info["stop_reason"] must be one of {[r.value for r in StopReason]}, '
+        f"not {_describe(reason)}",
+    )
+    for key, value in info.get("metrics", {}).items():
+        _expect(
+            isinstance(value, (int, float, np.number)) and math.isfinite(value),
+            name,
+            f'{call}: info["metrics"][{key!r}] must be a finite number, not {_describe(value)}',
+        )
+
+
+def _expect(condition: bool, name: str, sentence: str) -> None:
+    if not condition:
+        raise EnvironmentContractError(f"Environment {name!r}: {sentence}.")
 
 
 def _describe(value: object) -> str:

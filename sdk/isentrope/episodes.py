@@ -28,7 +28,17 @@ class Status(StrEnum):
 
     OK = "ok"
     ENV_ERROR = "env_error"
+    """It raised, or broke its contract."""
+    TIMEOUT = "timeout"
+    """A call did not come back within its deadline, or used up its processor time."""
+    CRASHED = "crashed"
+    """Its process ended."""
+    OUT_OF_MEMORY = "out_of_memory"
+    GRADER_ERROR = "grader_error"
+    """It raised `GraderError`: what judges the policy failed, not what it acts in."""
     ENGINE_ERROR = "engine_error"
+    CANCELLED = "cancelled"
+    """A straggler, when enough episodes were done; no failure."""
 
 
 class StopReason(StrEnum):
@@ -43,8 +53,10 @@ class StopReason(StrEnum):
     """A turn was cut off at the sampling limit; the environment never saw it."""
     CONTEXT = "context"
     """The next turn would not fit into the policy's context."""
+    MAX_SECONDS = "max_seconds"
+    """The episode took longer than the run allows."""
     FAILED = "failed"
-    """Environment or engine failed; `Episode.status` and `Episode.error` say how."""
+    """It is not ``ok``; `Episode.status` and `Episode.error` say how."""
 
 
 def _integers(values: ArrayLike) -> NDArray[np.int64]:

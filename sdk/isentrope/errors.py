@@ -54,6 +54,10 @@ class EnvironmentContractError(IsentropeError):
     """An environment broke its contract: a wrong type, no finite reward, a step too many."""
 
 
+class GraderError(IsentropeError):
+    """What judges an episode failed, and not what the policy acts in; raised by an environment."""
+
+
 class EngineError(IsentropeError):
     """An engine could not complete a request, or answered with something impossible."""
 

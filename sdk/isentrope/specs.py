@@ -15,6 +15,9 @@ Kind = Literal[
     "environment", "advantage", "transform", "objective", "recipe", "controller", "engine", "model"
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
+Isolation = Literal["none", "process", "episode"]
+"""Where an environment runs: in the run's own process, in a worker's, or in a worker of its own for
+each episode."""
 
 
 def _looks_like(pattern: str, example: str) -> Callable[[object, Attribute[str], object], None]:
@@ -35,6 +38,12 @@ def _strings(values: Iterable[str]) -> tuple[str, ...]:
 def _known_kind(instance: object, _: Attribute[Kind], value: object) -> None:
     if value not in KINDS:
         raise UnknownNameError(f"{type(instance).__name__}.kind", str(value), KINDS)
+
+
+def _known_isolation(instance: object, _: Attribute[Isolation], value: object) -> None:
+    if value not in get_args(Isolation):
+        where = f"{type(instance).__name__}.isolation"
+        raise UnknownNameError(where, str(value), get_args(Isolation))
 
 
 _entry_point = _looks_like(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", "'package.module:Name'")
@@ -71,6 +80,11 @@ class EnvSpec:
     """Names of its task splits, for listing without an import."""
     config: Mapping[str, Any] = field(factory=dict)
     """Keyword arguments of the class that this id stands for; a user's override them."""
+    isolation: Isolation = field(default="process", validator=_known_isolation)
+    """``"none"`` only for what is fast and cannot hang: it can take the run with it."""
+    python: str | None = None
+    """Path of another interpreter to run it in, for dependencies that clash with ours; it needs no
+    Isentrope. None: this one."""
 
     kind: Kind = field(default="environment", init=False)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from attrs import define
 
 from isentrope.algorithms import Algorithm
 from isentrope.components import make
-from isentrope.config import EvaluationConfig, TrainConfig
+from isentrope.config import EarlyStop, EvaluationConfig, TrainConfig
 from isentrope.engines import WeightsRef
 from isentrope.environments import Task
 from isentrope.episodes import Episode, Status
@@ -152,15 +153,19 @@ class Trainer:
         return write
 
     def _collect(
-        self, wanted: Sequence[Request], runner: asyncio.Runner
-    ) -> tuple[list[Episode], float]:
-        """Return episodes, and the seconds of them that environments took."""
+        self,
+        wanted: Sequence[Request],
+        runner: asyncio.Runner,
+        early_stop: EarlyStop | None = None,
+    ) -> tuple[list[Episode], Metrics]:
+        """Return episodes, and what it took to run them."""
 
-        def collect() -> tuple[list[Episode], float]:
+        def collect() -> tuple[list[Episode], Metrics]:
             assert self.collector is not None  # the first rank's
-            before = self.collector.environment_seconds
-            episodes = runner.run(self.collector.collect(wanted))
-            return episodes, self.collector.environment_seconds - before
+            before = self.collector.counts()
+            episodes = runner.run(self.collector.collect(wanted, early_stop))
+            after = self.collector.counts()
+            return episodes, {name: after[name] - before[name] for name in after}
 
         return self.ranks.by_first(collect)
 
@@ -170,7 +175,9 @@ class Trainer:
         iteration = progress.iteration
         seed_everything(derive(self.config.seed, "iteration", iteration))
         rate = self.learner.set_rate(iteration, self.config.iterations)
-        episodes, environment_seconds = self._collect(self._requests(iteration), runner)
+        episodes, collecting = self._collect(
+            self._requests(iteration), runner, self.config.rollout.early_stop
+        )
         clock.lap("rollout")
         good = usable(episodes)
         _check_usable(episodes, good, self.config.rollout.max_failure_rate, self.context)
@@ -181,13 +188,17 @@ class Trainer:
         statistics = self._statistics(good, scores)
         configured.control(statistics, progress.state)
         algorithm = configured.at(progress.state.knobs)
-        failed = sum(e.status is not Status.OK for e in episodes)
+        statuses = Counter(e.status for e in episodes)
+        cancelled = statuses[Status.CANCELLED]
+        failed = len(episodes) - statuses[Status.OK] - cancelled
         learnt = experience(
             good,
             scores,
             algorithm.advantage,
             failed=failed,
-            empty=len(episodes) - failed - len(good),
+            cancelled=cancelled,
+            empty=statuses[Status.OK] - len(good),
+            min_group=self.config.rollout.min_group,
             keep_zero_groups=algorithm.keeps_zero_groups,
             references=references,
         )
@@ -215,7 +226,7 @@ class Trainer:
             "entropy_exact_target": configured.target_entropy(statistics, "exact"),
             **progress.state.knobs,
             **rollout_metrics(episodes, good, scores),
-            "performance/environment_seconds": environment_seconds,
+            **collecting,
             **learning_metrics(learnt, reports),
             **probed,
             "exact_softmax": self.learner.policy.exact_softmax,
@@ -302,7 +313,7 @@ def _check_usable(
     episodes: Sequence[Episode], good: Sequence[Episode], max_failure_rate: float, context: int
 ) -> None:
     """Stop a run that collects nothing to learn from, with the reason."""
-    failed = [e for e in episodes if e.status is not Status.OK]
+    failed = [e for e in episodes if e.status not in (Status.OK, Status.CANCELLED)]
     if len(failed) > max_failure_rate * len(episodes) or (failed and not good):
         error = (failed[0].error or "").strip()
         raise TrainingError(

@@ -344,7 +344,7 @@ INFOS = [
     (
         {"stop_reason": "timeout"},
         "step(): info[\"stop_reason\"] must be one of ['terminated', 'truncated', 'max_turns', "
-        "'max_tokens', 'context', 'failed'], not 'timeout' (str)",
+        "'max_tokens', 'context', 'max_seconds', 'failed'], not 'timeout' (str)",
     ),
     (
         {"metrics": {"share": math.nan}},

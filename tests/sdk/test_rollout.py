@@ -14,7 +14,6 @@ from isentrope import (
     Completion,
     ConfigError,
     EngineError,
-    EnvRef,
     LanguageModel,
     RolloutConfig,
     Sampling,
@@ -28,6 +27,7 @@ from isentrope import (
 )
 from isentrope.rollout.chat import ChatTemplate
 from isentrope.rollout.collector import Request, RolloutCollector
+from isentrope.rollout.hosting import LocalHost
 from isentrope_plugins.tiny.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(["higher lower guess a number"], 300)
@@ -108,10 +108,9 @@ def collect(monkeypatch: pytest.MonkeyPatch):
             made.append(Countdown(**env_config))
             return Guard(made[-1], env_id)
 
-        monkeypatch.setattr("isentrope.rollout.collector.make", make)
         limits = RolloutConfig(**{"max_tokens": 50, **config})
         collector = RolloutCollector(
-            EnvRef("countdown"),
+            LocalHost(lambda: make("countdown")),
             engine,
             TEMPLATE,
             limits,

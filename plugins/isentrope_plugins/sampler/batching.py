@@ -42,6 +42,8 @@ class BatchingEngine:
     by no clock; its completions are delivered together, so that what they lead to meets again.
     """
 
+    samples_together = True
+
     def __init__(
         self,
         decoder: Decoder[Any],

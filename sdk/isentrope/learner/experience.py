@@ -23,10 +23,12 @@ class Experience:
     trajectories: tuple[Trajectory, ...]
     episodes_failed: int
     """Masked: environment or engine failed."""
+    episodes_cancelled: int
+    """Given up: enough others were done."""
     episodes_empty: int
     """Nothing was sampled: the first prompt already filled the context."""
-    groups_single: int
-    """Dropped: one rollout was left, which has no baseline."""
+    groups_short: int
+    """Dropped: fewer rollouts were left than `rollout.min_group`."""
     groups_zero: int
     """Dropped: all rewards equal, so no policy gradient."""
 
@@ -42,7 +44,9 @@ def experience(
     estimator: AdvantageEstimator,
     *,
     failed: int = 0,
+    cancelled: int = 0,
     empty: int = 0,
+    min_group: int = 2,
     keep_zero_groups: bool = False,
     references: Sequence[Tensor] | None = None,
 ) -> Experience:
@@ -55,10 +59,10 @@ def experience(
     for i, episode in enumerate(episodes):
         members[episode.task, episode.seed].append(i)
     trajectories: list[Trajectory] = []
-    single = zero = 0
+    short = zero = 0
     for group, indices in enumerate(members.values()):
-        if len(indices) < 2:
-            single += 1
+        if len(indices) < min_group:
+            short += 1
             continue
         of_group = [episodes[i] for i in indices]
         rewards = torch.tensor([e.reward for e in of_group], dtype=torch.float64)
@@ -72,7 +76,7 @@ def experience(
             Trajectory(e, group, scores[i], a, None if references is None else references[i])
             for e, i, a in zip(of_group, indices, advantages, strict=True)
         ]
-    return Experience(tuple(trajectories), failed, empty, single, zero)
+    return Experience(tuple(trajectories), failed, cancelled, empty, short, zero)
 
 
 def _per_token(

@@ -13,7 +13,7 @@ import torch
 from attrs import define, field
 
 from isentrope import diagnostics
-from isentrope.episodes import Episode, StopReason
+from isentrope.episodes import Episode, Status, StopReason
 from isentrope.learner.accounting import peak_flops, peak_memory
 from isentrope.learner.experience import Experience
 from isentrope.learner.head import TokenScores
@@ -28,6 +28,7 @@ def rollout_metrics(
 ) -> Metrics:
     """What was collected, what went wrong, and how far engine and learner disagree."""
     stops = Counter(e.stop_reason for e in episodes)
+    statuses = Counter(e.status for e in episodes)
     engine = np.concatenate([s.logp[s.sampled] for e in good for s in e.segments])
     differences = diagnostics.mismatch(concatenate(scores).logp, torch.from_numpy(engine))
     parts = sorted({key for e in good for key in e.metrics})
@@ -37,6 +38,7 @@ def rollout_metrics(
         "turns_per_episode": float(np.mean([e.turns for e in good])),
         "episodes": len(episodes),
         **{f"stop/{reason.value}": stops[reason] for reason in StopReason},
+        **{f"status/{status.value}": statuses[status] for status in Status},
         **{f"mismatch_{name}": value for name, value in differences.items()},
         **{
             f"env/{k}": float(np.mean([e.metrics[k] for e in good if k in e.metrics]))

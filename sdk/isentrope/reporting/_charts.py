@@ -17,7 +17,13 @@ _ROWS = 13
 """Of the table beside a chart."""
 ENTROPY = "Entropy"
 _NATS = "entropy (nats per token)"
-_LEFT_OUT = ("groups_zero", "groups_single", "episodes_failed", "episodes_empty")
+_LEFT_OUT = (
+    "groups_zero",
+    "groups_short",
+    "episodes_failed",
+    "episodes_cancelled",
+    "episodes_empty",
+)
 
 
 @frozen

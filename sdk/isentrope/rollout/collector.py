@@ -6,24 +6,29 @@ import asyncio
 import math
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
 from attrs import define, field, frozen
 
-from isentrope.components import make
-from isentrope.config import RolloutConfig
+from isentrope.config import EarlyStop, RolloutConfig
 from isentrope.engines import Completion, Engine, Sampling, WeightsRef
-from isentrope.environments import TextEnv
 from isentrope.episodes import Episode, Message, Status, StopReason
-from isentrope.errors import EngineError
+from isentrope.errors import EngineError, GraderError
 from isentrope.models import LanguageModel
 from isentrope.rollout.chat import ChatTemplate
+from isentrope.rollout.hosting import Host, Hosted, host_of
 from isentrope.rollout.ledger import TokenLedger
+from isentrope.rollout.turnstile import Turnstile
 from isentrope.seeding import derive
 from isentrope.specs import EnvRef
+from isentrope.workers.worker import WorkerError
+
+OF_ENVIRONMENTS = frozenset(Status) - {Status.OK, Status.ENGINE_ERROR, Status.CANCELLED}
+"""Failures that another attempt, on a fresh environment, may not meet."""
 
 
 @frozen
@@ -41,13 +46,9 @@ class Request:
 
 @define
 class RolloutCollector:
-    """Runs episodes to their end, whatever an environment does: a failure becomes a `Status`.
+    """Runs episodes to their end, whatever an environment does: a failure becomes a `Status`."""
 
-    Environments run in this process, are reused after a clean episode and thrown away after a
-    failure. `close` closes them all, and the engine.
-    """
-
-    env: EnvRef
+    host: Host
     engine: Engine
     template: ChatTemplate
     config: RolloutConfig
@@ -57,8 +58,9 @@ class RolloutCollector:
     version: int = 0
     """Of the policy that every completion must come from."""
     environment_seconds: float = field(default=0.0, init=False)
-    """Spent in environments so far: resets, steps, rewards."""
-    _idle: list[TextEnv] = field(factory=list, init=False)
+    """Spent in environments so far, all of them added up: resets, steps, rewards."""
+    retried: int = field(default=0, init=False)
+    """Episodes so far that were begun again, on a fresh environment, after a failure."""
 
     @classmethod
     def of(
@@ -66,7 +68,7 @@ class RolloutCollector:
     ) -> RolloutCollector:
         """Return a collector for a model and an engine that samples from it."""
         return cls(
-            env=env,
+            host=host_of(env, config.workers),
             engine=engine,
             template=ChatTemplate(model.tokenizer, model.stop_ids),
             config=config,
@@ -79,31 +81,90 @@ class RolloutCollector:
         await self.engine.publish(weights)
         self.version = weights.version
 
-    async def collect(self, requests: Sequence[Request]) -> list[Episode]:
-        """Run all of them side by side; episodes come back in the order of the requests."""
-        return list(await asyncio.gather(*(self._run(request) for request in requests)))
+    async def collect(
+        self, requests: Sequence[Request], early_stop: EarlyStop | None = None
+    ) -> list[Episode]:
+        """Run all of them side by side; episodes come back in the order of the requests.
+
+        early_stop: when enough of them are done, the others come back as ``cancelled``.
+        """
+        together = getattr(self.engine, "samples_together", False)
+        turnstile = Turnstile(self.host.at_a_time, together)
+        enough = asyncio.Event()
+        running = [
+            asyncio.create_task(self._run(place, request, turnstile, enough))
+            for place, request in enumerate(requests)
+        ]
+        try:
+            if early_stop is not None:
+                await _until_enough(requests, running, early_stop)
+                enough.set()
+                for task in running:
+                    task.cancel()
+            return list(await asyncio.gather(*running))
+        finally:
+            for task in running:
+                task.cancel()
+            if running:
+                await asyncio.wait(running)
+
+    def counts(self) -> dict[str, float]:
+        """Return what there is to count since the run began, by the metrics' names."""
+        return {
+            "performance/environment_seconds": self.environment_seconds,
+            "episodes_retried": self.retried,
+            **{f"workers/{name}": count for name, count in self.host.counts().items()},
+        }
 
     async def close(self) -> None:
         """Close every environment, and the engine."""
-        while self._idle:
-            with suppress(Exception):  # the run is over, and so is what they could spoil
-                self._idle.pop().close()
-        await self.engine.close()
-
-    async def _run(self, request: Request) -> Episode:
-        record = _Record(request)
-        lowest = 0.0
-        env = None
         try:
-            env = self._idle.pop() if self._idle else make(self.env.id, **self.env.config)
-            lowest = env.reward_range[0]
-            await self._play(env, record)
+            await self.host.close()
+        finally:
+            await self.engine.close()
+
+    async def _run(
+        self, place: int, request: Request, turnstile: Turnstile, enough: asyncio.Event
+    ) -> Episode:
+        """Run one episode, and on a fresh environment again where that may go better."""
+        try:
+            async with turnstile.episode():
+                for attempt in range(self.config.retries + 1):
+                    self.retried += attempt > 0
+                    episode = await self._attempt(place, request, turnstile)
+                    if episode.status not in OF_ENVIRONMENTS:
+                        break
+                return episode
+        except asyncio.CancelledError:
+            if not enough.is_set():
+                raise
+            record = _Record(request)
+            record.fail(Status.CANCELLED, "Enough other episodes were done.")
+            return record.episode(0.0)
+
+    async def _attempt(self, place: int, request: Request, turnstile: Turnstile) -> Episode:
+        record, env, lowest = _Record(request), None, 0.0
+        limit = asyncio.timeout(self.config.max_seconds)
+        try:
+            async with limit:
+                with self._in_environment():
+                    env = await self.host.borrow()
+                lowest = env.lowest
+                await self._play(place, env, record, turnstile)
         except EngineError as error:
             record.fail(Status.ENGINE_ERROR, str(error))
-        except (Exception, SystemExit):  # a stranger's code: whatever it raises is data
-            record.fail(Status.ENV_ERROR, traceback.format_exc(limit=-8))
-        if env is not None:
-            self._release(env, clean=record.status is Status.OK)
+        except WorkerError as error:
+            record.fail(error.status, str(error))
+        except (asyncio.CancelledError, Exception, SystemExit) as error:
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
+            if limit.expired():
+                record.stop(StopReason.MAX_SECONDS)
+            else:  # a stranger's code: whatever it raises is data
+                record.fail(_status_of(error), traceback.format_exc(limit=-8))
+        finally:
+            if env is not None:
+                await self.host.give_back(env, clean=record.status is Status.OK)
         return record.episode(lowest)
 
     def _check(self, completion: Completion) -> None:
@@ -128,31 +189,23 @@ class RolloutCollector:
         finally:
             self.environment_seconds += time.perf_counter() - start
 
-    def _release(self, env: TextEnv, *, clean: bool) -> None:
-        if clean:
-            self._idle.append(env)
-            return
-        with suppress(Exception):  # it failed already, and its episode says how
-            env.close()
-
-    async def _play(self, env: TextEnv, record: _Record) -> None:
+    async def _play(self, place: int, env: Hosted, record: _Record, turnstile: Turnstile) -> None:
         request = record.request
         with self._in_environment():
-            observation, info = env.reset(seed=request.seed, options={"task": request.task})
+            observation, info = await env.reset(request.task, request.seed)
         ledger = record.open(self.template, _messages(observation, info))
         for turn in range(self.config.max_turns):
             room = self.context - len(ledger.ids)
             if room < 1:
                 record.stop(StopReason.CONTEXT)
                 return
-            completion = await self.engine.generate(
-                ledger.ids,
-                attrs.evolve(
-                    self.sampling,
-                    max_tokens=min(self.sampling.max_tokens, room),
-                    seed=derive(request.sampling_seed, turn),
-                ),
+            sampling = attrs.evolve(
+                self.sampling,
+                max_tokens=min(self.sampling.max_tokens, room),
+                seed=derive(request.sampling_seed, turn),
             )
+            async with turnstile.turn(place):
+                completion = await self.engine.generate(ledger.ids, sampling)
             self._check(completion)
             action = record.say(ledger.policy_said(completion))
             if completion.finish_reason == "length":
@@ -160,8 +213,8 @@ class RolloutCollector:
                 record.stop(StopReason.CONTEXT if short else StopReason.MAX_TOKENS)
                 return
             with self._in_environment():
-                observation, reward, terminated, truncated, info = env.step(action)
-            record.rewards.append(float(reward))
+                observation, reward, terminated, truncated, info = await env.step(action)
+            record.rewards.append(reward)
             if terminated or truncated:
                 record.finish(info, terminated=terminated)
                 return
@@ -169,6 +222,33 @@ class RolloutCollector:
             record.messages += answer
             ledger.environment_said(answer)
         record.stop(StopReason.MAX_TURNS)
+
+
+async def _until_enough(
+    requests: Sequence[Request], running: Sequence[asyncio.Task[Episode]], stop: EarlyStop
+) -> None:
+    """Wait until so many episodes are done, and not failed, that the others may be given up."""
+    sizes = Counter((request.task, request.seed) for request in requests)
+    pending = set(running)
+    while pending:
+        _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        done = [task.result() for task in running if task.done()]
+        good = Counter((e.task, e.seed) for e in done if e.status is Status.OK)
+        of_groups = all(good[group] >= stop.of_group * size for group, size in sizes.items())
+        if of_groups and good.total() >= stop.of_all * len(requests):
+            return
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody asked for this task's end, so that it is no stranger who says so."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _status_of(error: BaseException) -> Status:
+    if isinstance(error, GraderError):
+        return Status.GRADER_ERROR
+    return Status.OUT_OF_MEMORY if isinstance(error, MemoryError) else Status.ENV_ERROR
 
 
 def _messages(observation: str, info: Mapping[str, Any]) -> list[Message]:
@@ -216,6 +296,7 @@ class _Record:
             StopReason.CONTEXT,
             StopReason.MAX_TOKENS,
             StopReason.MAX_TURNS,
+            StopReason.MAX_SECONDS,
         )
         fall = sum(self.rewards) - lowest
         return Episode(

@@ -1,0 +1,1 @@
+"""Workers: environments in processes of their own, which can hang, crash and be killed."""

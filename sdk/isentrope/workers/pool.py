@@ -1,0 +1,168 @@
+"""The workers of one environment: a nursery that forks them, and which of them are free."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field
+
+from isentrope.episodes import Status
+from isentrope.workers.limits import WorkerConfig
+from isentrope.workers.worker import Worker, WorkerError, receive, send
+
+SHIM = Path(__file__).with_name("shim.py")
+SINGLE = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+"""A fork does not take threads along."""
+
+
+@define(eq=False)
+class WorkerPool:
+    """Workers of one environment, reused while they are clean."""
+
+    name: str
+    """Of the environment, for errors."""
+    entry_point: str
+    config: Mapping[str, Any]
+    limits: WorkerConfig
+    python: str | None = None
+    """An interpreter, if it is not this one."""
+    fresh: bool = False
+    """No worker is used twice."""
+    started: int = field(default=0, init=False)
+    killed: int = field(default=0, init=False)
+    """Workers that had to be."""
+    leaked: int = field(default=0, init=False)
+    """Processes that closed environments left behind; they were killed."""
+    about: dict[str, Any] = field(factory=dict, init=False)
+    """What the environment says of itself, once there was one."""
+    _nursery: tuple[subprocess.Popen[bytes], socket.socket] | None = field(default=None, init=False)
+    _opening: asyncio.Lock = field(factory=asyncio.Lock, init=False)
+    _idle: list[Worker] = field(factory=list, init=False)
+
+    async def borrow(self) -> Worker:
+        """Return a worker whose environment is made.
+
+        Raises `WorkerError` where it cannot be made.
+        """
+        return self._idle.pop() if self._idle else await self._start()
+
+    async def give_back(self, worker: Worker, *, clean: bool) -> None:
+        """Take a worker back; one that is not clean is killed."""
+        if clean and worker.end is None and not self.fresh:
+            self._idle.append(worker)
+        else:
+            await self._end(worker, clean=clean)
+
+    async def close(self) -> None:
+        """End every worker that is not borrowed, and the nursery."""
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(self._end(worker, clean=True) for worker in idle))
+        if self._nursery is not None:
+            process, channel = self._nursery
+            self._nursery = None
+            channel.close()
+            await asyncio.to_thread(_end_nursery, process)
+
+    async def _end(self, worker: Worker, *, clean: bool) -> None:
+        end = await (worker.close(self.limits.deadline) if clean else worker.kill())
+        if clean and end.code == 0:
+            self.leaked += end.strays
+        else:
+            self.killed += 1
+
+    async def _start(self) -> Worker:
+        """Have the nursery fork a worker, and have it make the environment."""
+        worker = await self._fork()
+        try:
+            self.about = await worker.call("make", self.limits.start_deadline)
+        except BaseException:
+            await worker.kill()
+            raise
+        if not self.started and not self.about.get("counted", True):
+            warnings.warn(
+                f"Environment {self.name!r}: this machine does not let root change to another user "
+                "in a worker, so workers.processes does not limit it.",
+                stacklevel=2,
+            )
+        self.started += 1
+        return worker
+
+    async def _fork(self) -> Worker:
+        async with self._opening:
+            if self._nursery is None:
+                self._nursery = await self._open()
+            _, channel = self._nursery
+            control, far_control = socket.socketpair()
+            data, far_data = socket.socketpair()
+            with far_control, far_data:
+                try:
+                    socket.send_fds(channel, [b"."], [far_control.fileno(), far_data.fileno()])
+                except OSError as error:
+                    self._nursery = None  # another one may have more luck
+                    message = f"What starts workers of {self.name!r} is gone: {error}."
+                    raise WorkerError(Status.CRASHED, message) from error
+            return Worker(data, control)
+
+    async def _open(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """Start an interpreter that has imported the environment's module."""
+        own, far = socket.socketpair()
+        with far:
+            process = subprocess.Popen(  # noqa: S603  # an interpreter that a plugin names
+                [self.python or sys.executable, str(SHIM), str(far.fileno())],
+                pass_fds=[far.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the run alone
+                env={**os.environ, **SINGLE, "PYTHONHASHSEED": "0"},
+            )
+        own.setblocking(False)
+        try:
+            async with asyncio.timeout(self.limits.start_deadline):
+                await send(own, self._about())
+                answer = await receive(own)
+        except BaseException as error:
+            own.close()
+            process.kill()
+            process.wait()
+            if not isinstance(error, (TimeoutError, ConnectionError, ValueError)):
+                raise
+            late = isinstance(error, TimeoutError)
+            reason = f"within {self.limits.start_deadline:g} s" if late else "at all"
+            message = f"The module of {self.name!r} ({self.entry_point}) was not imported {reason}."
+            raise WorkerError(Status.TIMEOUT if late else Status.CRASHED, message) from error
+        own.setblocking(True)
+        if "error" in answer:
+            own.close()
+            process.wait()
+            raise WorkerError(Status.ENV_ERROR, str(answer["text"]))
+        return process, own
+
+    def _about(self) -> dict[str, Any]:
+        limits = self.limits
+        return {
+            "entry_point": self.entry_point,
+            "config": dict(self.config),
+            "path": sys.path if self.python is None else None,
+            "limits": {
+                "memory_bytes": int(limits.memory_gib * 2**30),
+                "cpu_seconds": limits.cpu_seconds,
+                "processes": limits.processes,
+                "processes_in_all": limits.count * (limits.processes + 2),
+            },
+        }
+
+
+def _end_nursery(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

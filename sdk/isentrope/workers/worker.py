@@ -1,0 +1,167 @@
+"""One worker, as the run sees it: calls with a deadline, and an end that leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import struct
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from attrs import define, field, frozen
+
+from isentrope.episodes import Status
+from isentrope.errors import IsentropeError
+
+LARGEST = 1 << 26
+"""Bytes of an answer; a larger one is refused."""
+PATIENCE = 6.0
+"""Seconds for a keeper to report; it goes on killing for a little less."""
+
+
+class WorkerError(IsentropeError):
+    """An environment in a worker failed; `status` says how, the message holds its traceback."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@frozen
+class End:
+    """How a worker ended."""
+
+    code: int | None
+    """Its exit code, or less than 0: the signal. None: its keeper is gone too."""
+    strays: int = 0
+    """Processes that were left of it, and were killed."""
+    output: str = ""
+    """The end of what it printed."""
+
+    def __str__(self) -> str:
+        if self.code is None:
+            how = "Its process and its keeper are gone"
+        elif self.code < 0:
+            how = f"Its process was ended by {signal.Signals(-self.code).name}"
+        else:
+            how = f"Its process left with exit code {self.code}"
+        return f"{how}.\n{self.output}".rstrip()
+
+
+@define(eq=False)
+class Worker:
+    """A process with one environment, and its keeper.
+
+    Calls are made one at a time, in any event loop.
+    """
+
+    _data: socket.socket
+    """To the environment."""
+    _control: socket.socket
+    """To its keeper; closing it, at the latest when this process ends, kills the worker."""
+    end: End | None = field(default=None, init=False)
+    """Set when it has ended."""
+
+    def __attrs_post_init__(self) -> None:
+        """Leave waiting to the event loop."""
+        for channel in (self._data, self._control):
+            channel.setblocking(False)
+
+    async def call(self, name: str, deadline: float, **arguments: Any) -> Any:
+        """Return what the environment answers.
+
+        Raises `WorkerError` where it raises, where it does not answer within `deadline` seconds,
+        and where its process ends; in the two last cases it is killed, and can be called no more.
+        """
+        try:
+            async with asyncio.timeout(deadline):
+                await send(self._data, {"call": name, **arguments})
+                answer = await receive(self._data)
+        except TimeoutError:
+            end = await self.kill()
+            raise WorkerError(
+                Status.TIMEOUT,
+                f"No answer to {name}() within {deadline:g} s; killed.\n{end.output}".rstrip(),
+            ) from None
+        except (ConnectionError, ValueError, RecursionError):  # gone, or that is no answer
+            end = await self.kill()
+            raise WorkerError(_status_of(end), f"It died in {name}(). {end}") from None
+        except asyncio.CancelledError:
+            await asyncio.shield(self.kill())
+            raise
+        if "error" in answer:
+            raise WorkerError(_status(answer["error"]), str(answer["text"]))
+        return answer["ok"]
+
+    async def kill(self) -> End:
+        """End the process and everything that came from it, if it has not ended; say how."""
+        if self.end is None:
+            with suppress(OSError):  # the keeper is gone already
+                self._control.shutdown(socket.SHUT_WR)
+            self.end = await self._report()
+        return self.end
+
+    async def close(self, deadline: float) -> End:
+        """Let the environment close itself, within a deadline, and end the process."""
+        if self.end is None:
+            with suppress(WorkerError):  # the episode is over, and what is left of it is killed
+                await self.call("close", deadline)
+                self.end = await self._report()
+        return await self.kill()
+
+    async def _report(self) -> End:
+        """Return what the keeper says, once all is gone."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return End(**await receive(self._control))
+        except (TimeoutError, OSError, ValueError):
+            return End(None)
+        finally:
+            self._control.close()
+            self._data.close()
+
+
+async def send(channel: socket.socket, message: Mapping[str, Any]) -> None:
+    """Send one frame; see `shim`."""
+    text = json.dumps(message).encode()
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(channel, struct.pack(">I", len(text)) + text)
+
+
+async def receive(channel: socket.socket) -> dict[str, Any]:
+    """Receive one frame.
+
+    Raises `ConnectionError` at the end, and `ValueError` where it is not one of ours.
+    """
+    (size,) = struct.unpack(">I", await _exactly(channel, 4))
+    if size > LARGEST:
+        raise ValueError(f"an answer of {size} bytes")
+    answer = json.loads(await _exactly(channel, size))
+    if not isinstance(answer, dict):
+        raise ValueError(f"not an answer: {answer!r}")
+    return answer
+
+
+async def _exactly(channel: socket.socket, size: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    parts = bytearray()
+    while len(parts) < size:
+        part = await loop.sock_recv(channel, min(size - len(parts), 1 << 20))
+        if not part:
+            raise ConnectionResetError("the other end is closed")
+        parts += part
+    return bytes(parts)
+
+
+def _status(names: list[str]) -> Status:
+    """Return the status for an error, by the names of its classes."""
+    if "GraderError" in names:
+        return Status.GRADER_ERROR
+    return Status.OUT_OF_MEMORY if "MemoryError" in names else Status.ENV_ERROR
+
+
+def _status_of(end: End) -> Status:
+    return Status.TIMEOUT if end.code == -signal.SIGXCPU else Status.CRASHED

@@ -1,0 +1,364 @@
+"""Environments in workers: whatever one does to its process, the run gets an answer and goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isentrope.episodes import Status
+from isentrope.workers.limits import WorkerConfig
+from isentrope.workers.pool import WorkerPool
+from isentrope.workers.worker import Worker, WorkerError
+
+ROOT = Path(__file__).parents[2]
+ROGUE = "tests.sdk.rogue:Rogue"
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
+
+
+def pool_of(config: dict[str, Any] | None = None, **limits: Any) -> WorkerPool:
+    return WorkerPool("rogue", ROGUE, config or {}, WorkerConfig(**{"deadline": 20.0, **limits}))
+
+
+def running(process: int) -> bool:
+    try:
+        return "Z" != Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def gone(process: int) -> bool:
+    deadline = time.monotonic() + 10
+    while running(process) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not running(process)
+
+
+def of_this_process() -> set[int]:
+    """All processes that come from this one."""
+    parents = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            stat = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(name)] = int(stat[1])
+    found, grown = {os.getpid()}, True
+    while grown:
+        below = {process for process, parent in parents.items() if parent in found}
+        grown = not below <= found
+        found |= below
+    return found - {os.getpid()}
+
+
+async def begin(pool: WorkerPool) -> Worker:
+    worker = await pool.borrow()
+    await worker.call("reset", pool.limits.deadline, task="a", seed=3)
+    return worker
+
+
+async def act(pool: WorkerPool, worker: Worker, action: str) -> Any:
+    return await worker.call("step", pool.limits.deadline, action=action)
+
+
+def use(
+    function: Callable[[WorkerPool], Coroutine[Any, Any, Any]], pool: WorkerPool | None = None
+) -> Any:
+    """Call an async function with a pool, close that, and see that nothing is left of it."""
+    pool = pool or pool_of()
+    before = of_this_process()
+
+    async def whole() -> Any:
+        try:
+            return await function(pool)
+        finally:
+            await pool.close()
+
+    try:
+        return asyncio.run(whole())
+    finally:
+        left = of_this_process() - before
+        assert all(map(gone, left)), [Path(f"/proc/{p}/cmdline").read_text() for p in left]
+
+
+def does(action: str, pool: WorkerPool | None = None) -> Any:
+    """Return what the environment answers to one action."""
+
+    async def once(pool: WorkerPool) -> Any:
+        worker = await begin(pool)
+        try:
+            return await act(pool, worker, action)
+        finally:
+            await pool.give_back(worker, clean=False)
+
+    return use(once, pool)
+
+
+def fails(action: str, pool: WorkerPool | None = None) -> WorkerError:
+    with pytest.raises(WorkerError) as caught:
+        does(action, pool)
+    return caught.value
+
+
+def test_an_answer_comes_back_as_it_was_but_for_what_nobody_reads() -> None:
+    answer = does("say hello")
+    assert ["hello", 1.0, True, False, {"success": True, "metrics": {"n": 2.0}}] == answer
+
+
+def test_any_text_goes_both_ways() -> None:
+    assert "\ud800 \x00 🜂" == does("surrogate")[0]
+    assert "\ud800\x00🜂" == does("say \ud800\x00🜂")[0]
+
+
+@pytest.mark.parametrize(
+    ("action", "status", "said"),
+    [
+        ("oops no luck", Status.ENV_ERROR, "ValueError: no luck"),
+        ("quit", Status.ENV_ERROR, "SystemExit: enough"),
+        ("grade", Status.GRADER_ERROR, "GraderError: the grader broke"),
+        ("memory 8", Status.OUT_OF_MEMORY, "MemoryError"),
+        ("leave 7", Status.CRASHED, "left with exit code 7.\nlast words"),
+        ("leave 0", Status.CRASHED, "left with exit code 0"),
+        ("fault", Status.CRASHED, "ended by SIGSEGV"),
+        ("garble", Status.CRASHED, "It died in step()"),
+        ("long 99000000", Status.CRASHED, "It died in step()"),
+    ],
+)
+def test_a_failure_has_a_status_and_says_what_happened(
+    action: str, status: Status, said: str
+) -> None:
+    error = fails(action)
+    assert status is error.status
+    assert said in str(error)
+
+
+@pytest.mark.parametrize("action", ["hang", "spin"])
+def test_what_hangs_is_killed_at_its_deadline(action: str) -> None:
+    async def twice(pool: WorkerPool) -> float:
+        worker = await begin(pool)
+        pool.limits = WorkerConfig(deadline=1.0)
+        start = time.monotonic()
+        with pytest.raises(WorkerError, match=r"No answer to step\(\) within 1 s; killed"):
+            await act(pool, worker, action)
+        took = time.monotonic() - start
+        assert worker.end is not None
+        assert -signal.SIGKILL == worker.end.code
+        await pool.give_back(worker, clean=False)
+        assert 1 == pool.killed
+        return took
+
+    assert 1.0 <= use(twice) < 1.5
+
+
+def test_processor_time_is_limited_too() -> None:
+    error = fails("spin", pool_of(cpu_seconds=1.0))
+    assert Status.TIMEOUT is error.status
+    assert "ended by SIGXCPU" in str(error)
+
+
+@pytest.mark.parametrize("action", ["bomb", "threads"])
+def test_processes_and_threads_are_counted(action: str) -> None:
+    assert 1 <= int(does(action, pool_of(processes=20))[0]) <= 20
+
+
+def test_memory_is_that_of_one_process_and_is_freed_after() -> None:
+    assert str(2**29) == does("memory 0.5", pool_of(memory_gib=1.0))[0]
+
+
+def test_files_are_read_and_commands_run_as_whoever_the_run_is() -> None:
+    here = Path(sys.executable)
+    assert "fine" == does(f"run {here} -c 'print(\"fine\")'")[0]
+    assert str(ROOT) == does("run pwd")[0]
+
+
+def test_printing_and_reading_hurt_nobody() -> None:
+    assert "" == does("printing 3")[0]
+
+
+def test_signals_reach_it_in_its_main_thread() -> None:
+    assert "ring" == does("alarm")[0]
+
+
+def test_what_leaves_its_group_is_killed_with_it(tmp_path: Path) -> None:
+    own = int(does(f"daemon {tmp_path / 'pid'}")[0])
+    assert gone(own)
+
+
+def test_what_a_closed_environment_leaves_behind_is_killed_and_counted(tmp_path: Path) -> None:
+    pool = pool_of()
+
+    async def orderly(pool: WorkerPool) -> None:
+        worker = await begin(pool)
+        await act(pool, worker, f"daemon {tmp_path / 'pid'}")
+        await pool.give_back(worker, clean=True)
+
+    use(orderly, pool)
+    assert gone(int((tmp_path / "pid").read_text()))
+    assert (1, 0, 1) == (pool.started, pool.killed, pool.leaked)
+
+
+def test_a_clean_worker_serves_again_and_is_closed_in_the_end(tmp_path: Path) -> None:
+    async def twice(pool: WorkerPool) -> list[str]:
+        found = []
+        for _ in range(2):
+            worker = await begin(pool)
+            found.append((await act(pool, worker, "pid"))[0])
+            await act(pool, worker, f"closing {tmp_path / 'closed'}")
+            await pool.give_back(worker, clean=True)
+        return found
+
+    pool = pool_of()
+    first, second = use(twice, pool)
+    assert first == second
+    assert "closed" == (tmp_path / "closed").read_text()
+    assert (1, 0, 0) == (pool.started, pool.killed, pool.leaked)
+
+
+def test_with_isolation_by_episode_none_does() -> None:
+    async def twice(pool: WorkerPool) -> list[str]:
+        found = []
+        for _ in range(2):
+            worker = await begin(pool)
+            found.append((await act(pool, worker, "pid"))[0])
+            await pool.give_back(worker, clean=True)
+        return found
+
+    pool = WorkerPool("rogue", ROGUE, {}, WorkerConfig(), fresh=True)
+    first, second = use(twice, pool)
+    assert first != second
+    assert (2, 0) == (pool.started, pool.killed)
+
+
+def test_an_episode_starts_the_same_whatever_was_drawn_before() -> None:
+    async def several(pool: WorkerPool) -> list[str]:
+        one, other = await begin(pool), await begin(pool)
+        found = []
+        for worker in (one, one, other):
+            found.append((await worker.call("reset", 5, task="a", seed=9))[0])
+            await act(pool, worker, "disturb")
+        for worker in (one, other):
+            await pool.give_back(worker, clean=True)
+        return found
+
+    assert 1 == len(set(use(several)))
+
+
+def test_what_cannot_be_made_says_why() -> None:
+    with pytest.raises(WorkerError, match="RuntimeError: not today"):
+        does("say x", pool_of({"refuse": "not today"}))
+    with pytest.raises(WorkerError, match=r"No answer to make\(\) within 0.5 s"):
+        does("say x", pool_of({"slow": 9.0}, start_deadline=0.5))
+    unknown = WorkerPool("rogue", "tests.sdk.no_such:Thing", {}, WorkerConfig())
+    with pytest.raises(WorkerError, match=r"ModuleNotFoundError: No module named 'tests\.sdk\.no_"):
+        does("say x", unknown)
+
+
+def test_a_worker_that_was_killed_from_outside_is_a_crash() -> None:
+    async def murdered(pool: WorkerPool) -> None:
+        worker = await begin(pool)
+        own = int((await act(pool, worker, "pid"))[0])
+        os.kill(own, signal.SIGKILL)
+        with pytest.raises(WorkerError, match="ended by SIGKILL") as caught:
+            await act(pool, worker, "say x")
+        assert Status.CRASHED is caught.value.status
+        await pool.give_back(worker, clean=False)
+        again = await begin(pool)
+        assert "x" == (await act(pool, again, "say x"))[0]
+        await pool.give_back(again, clean=True)
+
+    use(murdered)
+
+
+def test_a_cancelled_call_kills_the_worker() -> None:
+    async def cancelled(pool: WorkerPool) -> None:
+        worker = await begin(pool)
+        own = int((await act(pool, worker, "pid"))[0])
+        call = asyncio.create_task(act(pool, worker, "hang"))
+        await asyncio.sleep(0.1)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert gone(own)
+
+    use(cancelled)
+
+
+ALONE = """
+import asyncio, sys
+from tests.sdk.test_workers import act, begin, pool_of
+
+async def main():
+    pool = pool_of()
+    workers = [await begin(pool) for _ in range(3)]
+    for i, worker in enumerate(workers[:2]):
+        print((await act(pool, worker, "pid"))[0])
+        print((await act(pool, worker, f"daemon {sys.argv[1]}/{i}"))[0])
+    print(pool._nursery[0].pid, flush=True)
+    await act(pool, workers[2], "hang")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_nothing_outlives_the_run_however_that_ends(tmp_path: Path, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", ALONE, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout is not None
+    found = [int(process.stdout.readline()) for _ in range(5)]
+    assert all(map(running, found))
+    process.send_signal(number)
+    process.wait(30)
+    process.stdout.close()
+    assert all(map(gone, found))
+    assert not of_this_process()
+
+
+FOREIGN = """
+class Tasks(dict):
+    pass
+
+class Task:
+    id = "one"
+
+class Plain:
+    tasks = {"train": [Task]}
+    reward_range = (0, 1)
+    def reset(self, seed, options):
+        return "which?", {"task": options["task"]}
+    def step(self, action):
+        import sys
+        return "", float(action == "this"), True, False, {"success": True, "own": sys.prefix}
+    def close(self):
+        pass
+"""
+
+
+def test_another_interpreter_needs_no_isentrope(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True
+    )
+    (packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (packages / "foreign.py").write_text(FOREIGN)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    pool = WorkerPool("foreign", "foreign:Plain", {}, WorkerConfig(), python=python)
+
+    async def play(pool: WorkerPool) -> Any:
+        worker = await pool.borrow()
+        assert {"train": ["one"]} == pool.about["tasks"]
+        await worker.call("reset", 5, task="one", seed=0)
+        answer = await worker.call("step", 5, action="this")
+        await pool.give_back(worker, clean=True)
+        return answer
+
+    assert ["", 1.0, True, False, {"success": True}] == use(play, pool)
