@@ -37,8 +37,8 @@ def main() -> None:
     try:
         app()
     except IsentropeError as error:
-        alone = error.rank is not None
-        silent = isinstance(error, OtherRankError) or not (_FIRST or alone)
+        follows = isinstance(error, OtherRankError) or not _FIRST  # another rank says it
+        silent = follows and error.rank is None
         Console(stderr=True, quiet=silent).print(
             f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True
         )
@@ -185,7 +185,8 @@ def compare(
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    if _FIRST:
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def _shown(k: int) -> list[int]:

@@ -89,9 +89,9 @@ def _train(
 
     with (
         _threads(config.threads),
+        _interruptible() as interrupted,  # round all: torchrun's SIGTERM lets a sentence be said
         joined(sharded=config.learner.sharded) as ranks,
         asyncio.Runner() as runner,
-        _interruptible() as interrupted,
     ):
         trainer = Trainer.build(config, ranks)
         try:
@@ -141,7 +141,7 @@ def _iterate(
                     begun = time.perf_counter()
                     checkpoints.save(trainer.learner, progress)
                     saved, held_up = progress.iteration, time.perf_counter() - begun
-            ranks.by_first(lambda: on_iteration(metrics))  # noqa: B023  # now
+            ranks.by_first(lambda: _tell(on_iteration, metrics))  # noqa: B023  # now
             stopping = any(ranks.gather(interrupted()))
         with _writing(run, progress.iteration):
             if saved != progress.iteration:  # ended or interrupted, whenever the signal came
@@ -154,9 +154,21 @@ def _prepare(run: Run, progress: Progress, damaged: Sequence[str], *, ended: boo
     """Bring a run's folder to where its checkpoint is, and say what was damaged."""
     for sentence in damaged:
         warnings.warn(sentence, stacklevel=3)
+    recorded, every = len(run.metrics), run.config.checkpoint_every
+    if progress.iteration == 0 and recorded >= 2 * every:
+        raise TrainingError(
+            f"{run.checkpoints} has no checkpoint, though {recorded} iterations are recorded: "
+            "without one, all of them would be lost. Put it back, or begin another run."
+        )
+    if lost := recorded - progress.iteration:
+        warnings.warn(f"The last {lost} recorded iterations are run again.", stacklevel=3)
     run.rewind(progress.iteration)
     if not ended:
         shutil.rmtree(run.policy, ignore_errors=True)  # of an earlier end, now outdated
+
+
+def _tell(listener: Listener, metrics: Mapping[str, Any]) -> None:
+    listener(metrics)  # whose result is nobody's business, and may not cross to other ranks
 
 
 def _put(trainer: Trainer, run: Run, folder: Path) -> None:
@@ -209,7 +221,12 @@ def _resumed(run: Run, config: object, overrides: Mapping[str, Any]) -> TrainCon
             f"changed; got {given}. To begin another run from its policy, leave out `resume` and "
             'set model = {id = "pretrained", path = ".../policy"}.'
         )
-    return read_config(run.path / "config.toml", overrides)
+    resumed = read_config(run.path / "config.toml", overrides)
+    if resumed.iterations < (done := len(run.metrics)):
+        raise ConfigError(
+            f"{run.path} has {done} iterations already; got iterations = {resumed.iterations}."
+        )
+    return resumed
 
 
 def _name(config: TrainConfig) -> str:
@@ -243,8 +260,10 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         if asked.is_set() and signum == signal.SIGINT:
             raise KeyboardInterrupt
         if first and not asked.is_set():
-            message = "Stopping at the end of this iteration; Ctrl-C again stops at once."
-            print(message, file=sys.stderr, flush=True)
+            message = "Stopping at the end of this iteration"
+            if signum == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
+                message += "; Ctrl-C again stops at once"
+            print(f"{message}.", file=sys.stderr, flush=True)
         asked.set()
 
     if threading.current_thread() is not threading.main_thread():

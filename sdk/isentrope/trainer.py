@@ -28,6 +28,7 @@ from isentrope.environments import Task
 from isentrope.episodes import Episode, Status
 from isentrope.errors import TrainingError
 from isentrope.evaluation import requests, summarize
+from isentrope.learner.accounting import peak_flops
 from isentrope.learner.checkpoints import Progress
 from isentrope.learner.experience import Experience, experience, usable
 from isentrope.learner.head import TokenScores
@@ -81,8 +82,10 @@ class Trainer:
         policy = Policy(
             model.model, config.rollout.temperature, config.learner.lora, config.learner.head
         )
+        policy.check_context(context)
         tasks = _tasks(config.env, config.rollout.split)
         learner = Learner(policy, config.learner, ranks)
+        peak_flops(learner.device, config.learner.torch_dtype)  # measured once: not in an iteration
         state = config.algorithm.initial_state()
         state.initial_entropy = state.initial_exact_entropy = config.initial_entropy
         collector = made[0] if made else None
@@ -210,12 +213,13 @@ class Trainer:
         clock.lap("probe")
         performance = performance_metrics(self.learner, clock, episodes, reports)
         learnt_something = not all(report.skipped for report in reports)
+        settling = self.learner.scale.value > 1 and bool(reports)  # float16 finds its scale
         if learnt_something:
             progress.version += 1
             self.publish(runner)
         clock.lap("publish")
         progress.iteration += 1
-        progress.idle = 0 if learnt_something else progress.idle + 1
+        progress.idle = 0 if learnt_something or settling else progress.idle + 1
         return {
             "iteration": iteration,
             "reward": statistics.reward,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 import isentrope
-from isentrope import ConfigError, LearnerConfig, LoraConfig, recipe
+from isentrope import ConfigError, LearnerConfig, LoraConfig, TrainingError, recipe
 from isentrope.config import read_config
 from isentrope.learner import sharding
 from isentrope.learner.checkpoints import CheckpointFolder, Progress
@@ -152,6 +152,72 @@ def test_recomputed_activations_change_no_bit(lora: LoraConfig | None) -> None:
     recomputing = make_learner(lora=lora, activation_checkpointing=True)
     assert take_step(plain).loss == take_step(recomputing).loss
     assert torch.equal(weights(plain), weights(recomputing))
+
+
+def test_recomputed_activations_switch_no_dropout_on() -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=64,
+        hidden_size=16,
+        ffn_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        word_embed_proj_dim=16,
+        dropout=0.5,
+    )
+    model = OPTForCausalLM(config)
+    learner = make_learner(model, activation_checkpointing=True)
+    inputs = learner.policy.sample_inputs()
+    first, second = (learner.policy(inputs).logp for _ in "ab")
+    plain = Policy(copy.deepcopy(model), TEMPERATURE, None)(inputs).logp
+    assert first.requires_grad
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, plain, rtol=0, atol=1e-6)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    model = make_model()
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = math.nan
+    with pytest.raises(ConfigError, match=r"weights that are not finite: model\.embed_tokens"):
+        Policy(model, 1.0, None)
+
+
+def test_position_embeddings_that_depend_on_the_longest_sequence_limit_the_context() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    scaled = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        rope_parameters={**scaled, "original_max_position_embeddings": 16},
+    )
+    policy = Policy(LlamaForCausalLM(config), 1.0, None)
+    policy.check_context(16)
+    with pytest.raises(ConfigError, match=r"set rollout\.context to at most 16"):
+        policy.check_context(17)
+    Policy(make_model(), 1.0, None).check_context(10**6)
+
+
+def test_adapters_resume_on_the_base_that_they_were_trained_on_only(tmp_path: Path) -> None:
+    base, lora = make_model(7), LoraConfig(r=2, alpha=4.0)
+    learner, progress = make_learner(base, lora=lora), Progress(ALGORITHM.initial_state())
+    with CheckpointFolder(tmp_path) as folder:
+        folder.save(learner, progress)
+        folder.finish()
+        take_step(learner)
+        folder.load(learner, progress)  # what is trained may differ
+        with torch.no_grad():
+            base.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
+        with pytest.raises(TrainingError, match="frozen weights are not those"):
+            folder.load(make_learner(base, lora=lora), progress)
 
 
 def test_frozen_weights_are_stored_in_the_dtype_and_adapters_are_not() -> None:

@@ -163,17 +163,21 @@ def test_a_group_stays_together_and_shares_its_prompt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("context", "budget"), [(40, 400), (40, 70), (40, 50), (40, 30), (16, 500)]
+    ("context", "budget"), [(40, 400), (40, 70), (40, 50), (40, 30), (16, 500), (137, 410)]
 )
-def test_a_rehearsal_is_of_the_largest_pack(context: int, budget: int) -> None:
+def test_a_rehearsal_is_of_the_largest_packs(context: int, budget: int) -> None:
     """None that training may meet has more tokens, or more in its rows."""
-    (found,) = micro_batches(of := fullest(context, budget), 10**9)
-    inputs = collate([of[i] for i in found], CPU)
-    attended = sum(index.numel() for index in inputs.rows.buckets)
-    largest = max(context - 1, budget)
-    assert 0.7 * largest < inputs.ids.numel() <= largest
-    if budget >= 1.5 * context:
-        assert 0.7 * ATTENDED * budget < attended <= 1.3 * ATTENDED * budget
+    sizes = []
+    for of in fullest(context, budget):
+        (found,) = micro_batches(of, 10**9)
+        inputs = collate([of[i] for i in found], CPU)
+        rows = sum(index.numel() for index in inputs.rows.buckets)
+        sizes.append((inputs.ids.numel(), rows))
+        assert inputs.rows.longest <= context
+    (tokens, rows), *longer = sizes
+    assert 0.85 * budget < tokens <= budget
+    assert 0.85 * ATTENDED * budget < rows <= 1.2 * ATTENDED * budget
+    assert [context - 1] * (context > budget) == [tokens for tokens, _ in longer]
 
 
 def test_the_model_of_a_learner_says_so_where_it_is_used_without_rows() -> None:

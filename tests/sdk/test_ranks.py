@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from isentrope import Run
 from isentrope.learner.ranks import Ranks
 from tests.sdk.ranks_at_work import CASES, work
 from tests.sdk.test_resume import TINY, lasting, wait_for_lines
+from tests.sdk.test_workers import of_this_process
 
 ROOT = Path(__file__).parents[2]
 
@@ -240,6 +242,30 @@ def test_what_one_rank_meets_stops_them_all(
     if iterations:  # what was written can be gone on with
         train(2, tmp_path, "--resume", tmp_path / "run")
     assert len(Run(tmp_path / "run").metrics) >= iterations
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_under_torchrun_too_a_rank_that_is_killed_is_missed(
+    tmp_path: Path, config: Path, victim: int
+) -> None:
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    process = subprocess.Popen(
+        [*torchrun, "--master-port", str(free_port()), "-m", "isentrope", "train", str(config),
+         "--out", str(tmp_path / "run"), "--set", "iterations=999"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    wait_for_lines(tmp_path / "run", 2, process)
+    (killed,) = [
+        child
+        for child in of_this_process()
+        if f"RANK={victim}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+    ]
+    os.kill(killed, signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode
+    assert 1 == said.count("rank is gone without a word")
+    assert len(Run(tmp_path / "run").metrics) >= 2
 
 
 @pytest.mark.slow

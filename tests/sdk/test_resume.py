@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,34 @@ def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(tmp_path) -> N
     with pytest.raises(TrainingError, match="None is left to resume from"):
         isentrope.train(resume=run, iterations=ITERATIONS)
     assert 2 == len(run.metrics)
+
+
+@pytest.mark.parametrize("sums", ["[]", "null", "{"])
+def test_a_checkpoint_whose_sums_are_damaged_is_passed_over(tmp_path, uninterrupted, sums) -> None:
+    run = isentrope.train(TINY, out=tmp_path / "run", iterations=4)
+    newest = max(run.checkpoints.iterdir())
+    (newest / "sha256.json").write_text(sums)
+    (run.checkpoints / ".draft-file").write_text("left by somebody")
+    (run.checkpoints / "00000099").write_text("no folder")
+    with pytest.warns(UserWarning, match=f"{newest.name} is damaged"):
+        resumed = isentrope.train(resume=run, iterations=ITERATIONS)
+    assert left_behind(uninterrupted) == left_behind(resumed)
+
+
+def test_where_checkpoints_are_gone_nothing_is_overwritten(tmp_path) -> None:
+    run = isentrope.train(TINY, out=tmp_path / "run", iterations=4)
+    before = run.metrics
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(TrainingError, match="no checkpoint, though 4 iterations are recorded"):
+        isentrope.train(resume=run, iterations=ITERATIONS)
+    assert before == run.metrics
+
+
+def test_a_run_cannot_be_shortened_below_what_it_has(tmp_path) -> None:
+    run = isentrope.train(TINY, out=tmp_path / "run", iterations=2)
+    with pytest.raises(ConfigError, match="has 2 iterations already; got iterations = 1"):
+        isentrope.train(resume=run, iterations=1)
+    assert 2 == run.config.iterations
 
 
 def test_ctrl_c_stops_at_the_iterations_end_and_says_how_to_go_on(tmp_path, uninterrupted) -> None:

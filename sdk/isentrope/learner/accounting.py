@@ -17,7 +17,7 @@ PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0}
 
 @cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the operations per second that matrix products of this dtype can reach here.
+    """Return the operations per second that matrix products of this dtype or float32 reach here.
 
     Of a known GPU in 16 bits the data sheet's number; else measured, on the threads in use.
     """
@@ -27,8 +27,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
             if known in name:
                 return tflops * 1e12
     size = 4096 if device.type == "cuda" else 512
-    one = torch.ones(size, size, device=device, dtype=dtype)
-    best = min(_seconds(one) for _ in range(5))
+    # The head computes in float32 always, which on a CPU may be the faster of the two.
+    matrices = [torch.ones(size, size, device=device, dtype=t) for t in {dtype, torch.float32}]
+    best = min(_seconds(one) for one in matrices for _ in range(5))
     return 2.0 * size**3 / best
 
 

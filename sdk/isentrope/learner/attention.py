@@ -30,6 +30,10 @@ GROWTH, SLACK = 1.25, 16
 """Rows of a bucket are at most so many times as long as its shortest, and so many tokens longer."""
 
 
+class NotPackedError(RuntimeError):
+    """A learner's model was called without rows, or with padding."""
+
+
 class Rows(Protocol):
     """Which of N packed tokens attend to which."""
 
@@ -189,7 +193,7 @@ def _attention(
     """Attention as transformers calls it: query [1, H, N, D] to output [1, N, H, D]."""
     name = type(module).__name__
     if rows is None or attention_mask is not None or len(query) != 1:
-        raise RuntimeError(
+        raise NotPackedError(
             f"{name} belongs to a learner, which packs sequences: it takes `rows` and no padding. "
             "Sample with an engine, or load the run's policy."
         )

@@ -98,7 +98,9 @@ class CheckpointFolder:
         self.finish()
         draft = self.path / f"{_DRAFT}{progress.iteration:08d}"
         self.ranks.by_first(lambda: draft.mkdir(parents=True))
-        text = json.dumps({**attrs.asdict(progress), "loss_scale": attrs.asdict(learner.scale)})
+        about = attrs.asdict(progress)
+        about |= {"loss_scale": attrs.asdict(learner.scale), "frozen": learner.policy.frozen}
+        text = json.dumps(about)
         written: Any = async_save(_tensors(learner), checkpoint_id=draft, **self._channel())
         target = self.path / f"{progress.iteration:08d}"
         self._unfinished = self._finisher.submit(self._finish, written, draft, target, text)
@@ -117,18 +119,24 @@ class CheckpointFolder:
 
         Returns a sentence for each damaged checkpoint that was passed over.
 
-        Raises `TrainingError` where there are checkpoints, and every one is damaged.
+        Raises `TrainingError` where there are checkpoints and every one is damaged, and where they
+        are of another model.
         """
         folder, sentences = self.ranks.by_first(self._newest_whole)
         if folder is not None:
+            about = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
+            if about.pop("frozen") != learner.policy.frozen:
+                raise TrainingError(
+                    "The model's frozen weights are not those that this run began with: adapters "
+                    "fit no others. Put the model back as it was (a hub's name needs a revision)."
+                )
             try:
                 load(_tensors(learner), checkpoint_id=folder, **self._channel())
             except CheckpointException as error:
+                reason = str(error).strip().splitlines()[-1]
                 raise TrainingError(
-                    f"Checkpoint {folder} cannot be read on every rank: all of them must see the "
-                    "run's folder."
+                    f"Checkpoint {folder} is whole, but not of this model and learner: {reason}"
                 ) from error
-            about = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
             learner.scale = LossScale(**about.pop("loss_scale"))
             progress.state = AlgorithmState(**about.pop("state"))
             for name, value in about.items():
@@ -137,7 +145,7 @@ class CheckpointFolder:
 
     def _newest_whole(self) -> tuple[Path | None, list[str]]:
         for draft in self.path.glob(f"{_DRAFT}*"):
-            shutil.rmtree(draft)  # a kill left it, and nobody else writes here
+            _remove(draft)  # a kill left it, and nobody else writes here
         damaged: dict[Path, str] = {}
         for folder in self._newest_first():
             if problem := _problem(folder):
@@ -175,7 +183,8 @@ class CheckpointFolder:
     def _newest_first(self) -> list[Path]:
         if not self.path.is_dir():
             return []
-        return sorted((p for p in self.path.iterdir() if p.name.isdigit()), reverse=True)
+        found = (p for p in self.path.iterdir() if p.name.isdigit() and p.is_dir())
+        return sorted(found, reverse=True)
 
 
 def _complete(folder: Path, text: str) -> None:
@@ -200,7 +209,8 @@ def _problem(folder: Path) -> str | None:
     """Say what is wrong with a checkpoint; None: nothing."""
     try:
         sums = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        assert isinstance(sums, dict)
+    except (OSError, ValueError, AssertionError):
         return f"{_SUMS} cannot be read"
     for name, digest in sums.items():
         if not (folder / name).is_file():
@@ -208,6 +218,13 @@ def _problem(folder: Path) -> str | None:
         if _digest(folder / name) != digest:
             return f"{name} is not what was written"
     return None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _files(folder: Path) -> list[Path]:

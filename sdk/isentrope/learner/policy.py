@@ -6,9 +6,11 @@ log-probs happens inside its forward, where the head's weight is whole.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from isentrope.config import Head, LoraConfig
 from isentrope.episodes import Segment
 from isentrope.errors import ConfigError
-from isentrope.learner.attention import own_attention, use_rows
+from isentrope.learner.attention import NotPackedError, own_attention, use_rows
 from isentrope.learner.cut import CutCrossEntropy
 from isentrope.learner.head import TokenScores, token_scores
 from isentrope.learner.packing import Inputs, pack
@@ -66,7 +68,21 @@ class Policy(nn.Module):
         self.plain = model
         self.model = model if lora is None else _with_lora(model, lora)
         self._sizes = _sizes(model)
+        self.frozen = _fingerprint(self)
         self._self_test()
+
+    def check_context(self, context: int) -> None:
+        """Raise `ConfigError` where episodes of so many tokens would disturb one another.
+
+        Some models turn all positions of a pass by other angles once one of them is far out.
+        """
+        limit = _longest_of_rope(self.plain.config)
+        if context > limit:
+            raise ConfigError(
+                f"{self.name} has other position embeddings for sequences longer than {limit} "
+                "tokens, which cannot share a pack with shorter ones: set rollout.context to at "
+                f"most {limit}."
+            )
 
     def flops(self, inputs: Inputs) -> float:
         """Return the floating-point operations of a forward pass."""
@@ -144,8 +160,8 @@ class Policy(nn.Module):
         layers = getattr(decoder, "layers", None)
         if not isinstance(layers, nn.ModuleList):
             raise ConfigError(
-                f"{self.name} has no list of decoder layers to shard; train it on one rank, in "
-                "float32."
+                f"{self.name} has no list of decoder layers, which several ranks, 16-bit dtypes "
+                "and activation checkpointing need."
             )
         return list(layers)
 
@@ -201,7 +217,13 @@ class Policy(nn.Module):
     @torch.no_grad()
     def _self_test(self) -> None:
         """Compare with the model's own logits, so that nothing unsupported can pass unseen."""
-        ours = self(self.sample_inputs()).logp
+        try:
+            ours = self(self.sample_inputs()).logp
+        except NotPackedError as error:
+            raise ConfigError(
+                f"{self.name} does not tell its attention what belongs together, so that sequences "
+                "cannot be packed; such models are not supported."
+            ) from error
         theirs = []
         with own_attention(self.plain):
             for segment in self._samples():
@@ -256,12 +278,43 @@ def _check_supported(model: PreTrainedModel) -> None:
         raise ConfigError(
             f"{name} has weights in {', '.join(sorted(map(str, dtypes)))}; training needs float32."
         )
+    for part, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ConfigError(f"{name} has weights that are not finite: {part}.")
     for option in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(model.config, option, None) not in (None, 1, 1.0):
             raise ConfigError(
                 f"{name} does more than one matrix product after its last hidden state (its config "
                 f"sets {option}); models with capped or scaled logits are not supported."
             )
+
+
+def _longest_of_rope(config: Any) -> float:
+    """Return how long a sequence may be before its position embeddings change; inf: any length."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    of_layers = parameters.values() if "rope_type" not in parameters else [parameters]
+    limits = [
+        one.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        or config.max_position_embeddings
+        for one in of_layers
+        if isinstance(one, dict) and one.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(limits, default=math.inf)
+
+
+@torch.no_grad()
+def _fingerprint(policy: nn.Module) -> str:
+    """Return what tells frozen weights from others; exact sums, in whatever order they are taken.
+
+    Of no frozen weights: the sum of nothing.
+    """
+    digest = sha256()
+    for name, parameter in policy.named_parameters():
+        if not parameter.requires_grad:
+            bits = parameter.detach().contiguous().view(torch.int32)
+            digest.update(f"{name} {tuple(bits.shape)} {int(bits.sum())}".encode())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

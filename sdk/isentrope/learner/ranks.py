@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -24,8 +25,12 @@ from torch.distributed.rendezvous import rendezvous
 from isentrope.errors import ConfigError, IsentropeError, OtherRankError, TrainingError
 
 T = TypeVar("T")
+REST = "what was written is whole. Go on with `--resume`."
+BEAT, PATIENCE = 1.0, 20.0
+"""Seconds between rank 0's signs of life; seconds without one after which it is gone."""
 TURN, MOMENTS = 0.02, 5.0
 """Seconds between two questions to the store; seconds that ranks may differ in meeting an error."""
+_BEAT = "beat"
 _runs = itertools.count()
 
 
@@ -90,8 +95,16 @@ class Ranks:
                 dist.broadcast(tensor.data, 0)
 
     def _wait_for(self, key: str) -> None:
+        """Wait for what rank 0 sets, as long as it lives: under torchrun the store outlives it."""
+        beat, changed = b"", time.monotonic()
         while not _there(self._store, key):
             time.sleep(TURN)
+            if time.monotonic() - changed > BEAT:
+                before, beat = beat, _read(self._store, _BEAT)
+                if beat != before:
+                    changed = time.monotonic()
+                elif time.monotonic() - changed > PATIENCE:
+                    raise _Rank0GoneError
 
     def _broadcast(self, value: Any) -> Any:
         values = [value]
@@ -99,17 +112,22 @@ class Ranks:
         return values[0]
 
 
+class _Rank0GoneError(OtherRankError):
+    def __str__(self) -> str:
+        return f"On rank {self.rank}: rank 0 is gone. If it did not say why, it was killed; {REST}"
+
+
 def _there(store: Store, key: str) -> bool:
     """Say whether a key is there.
 
     Asked for now and then, not waited for: between two questions Python hears of signals.
 
-    Raises `OtherRankError` where the store, which rank 0 keeps, is gone.
+    Raises `OtherRankError` where the store, which rank 0 keeps, is gone with it.
     """
     try:
         return bool(store.check([key]))
     except dist.DistNetworkError as error:
-        raise OtherRankError("Rank 0 is gone.") from error
+        raise _Rank0GoneError from error
 
 
 def _launched() -> bool:
@@ -131,11 +149,15 @@ def _said_once(store: Store, rank: int) -> Iterator[None]:
     """
     try:
         yield
+    except _Rank0GoneError as error:
+        error.rank = rank
+        raise
     except OtherRankError:
         raise
     except IsentropeError as error:
         if rank == 0:
             store.set("error", str(error))
+            time.sleep(5 * TURN)  # the store is gone with this process: let the others look
             raise
         store.set("failed", "")
         if _soon(store, "error") == str(error):
@@ -148,10 +170,15 @@ def _said_once(store: Store, rank: int) -> Iterator[None]:
             raise
         if _soon(store, "failed") is not None or _there(store, "error"):
             raise OtherRankError("Another rank failed, and says why.") from error
-        raise TrainingError(
-            "Another rank is gone without a word: it was killed, or its machine was lost. What was "
-            "written is whole; go on with `--resume`."
-        ) from error
+        lost = TrainingError(
+            f"Another rank is gone without a word: it was killed, or its machine was lost; {REST}"
+        )
+        if rank == 0:
+            store.set("error", str(lost))
+            time.sleep(5 * TURN)
+        elif _soon(store, "error") is None:  # nor does rank 0 say a word
+            lost.rank = rank
+        raise lost from error
 
 
 def _lost_another(error: BaseException) -> bool:
@@ -196,8 +223,34 @@ def joined(*, sharded: bool = False) -> Iterator[Ranks]:
         rank, size = 0, 1
     store = PrefixStore(f"isentrope/{next(_runs)}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    calls = PrefixStore("calls", store)
     try:
-        with _said_once(store, rank):
-            yield Ranks(rank, size, PrefixStore("calls", store))
+        with _said_once(store, rank), _beating(calls) if rank == 0 else nullcontext():
+            yield Ranks(rank, size, calls)
     finally:
         dist.destroy_process_group()
+
+
+def _read(store: Store, key: str) -> bytes:
+    return bytes(store.get(key)) if _there(store, key) else b""
+
+
+@contextmanager
+def _beating(store: Store) -> Iterator[None]:
+    """Give signs of life, whatever the main thread does."""
+    over = threading.Event()
+    store.set(_BEAT, "0")
+
+    def beat() -> None:
+        for number in itertools.count(1):
+            if over.wait(BEAT):
+                return
+            store.set(_BEAT, str(number))
+
+    thread = threading.Thread(target=beat, daemon=True, name="isentrope-beat")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -15,7 +15,7 @@ from isentrope.learner.packing import ATTENDED, collate
 
 
 def rehearse(learner: Learner, context: int, needs: frozenset[str]) -> float:
-    """Go through the largest micro-batch that there can be; return peak memory, GiB.
+    """Go through the largest micro-batches that there can be; return peak memory, GiB.
 
     context: tokens of the longest episode. needs: what the algorithm needs. No weight changes.
 
@@ -23,13 +23,13 @@ def rehearse(learner: Learner, context: int, needs: frozenset[str]) -> float:
     """
     config = learner.config
     try:
-        episodes = fullest(context, config.micro_batch_tokens)
-        largest = collate(episodes, learner.device, config.torch_dtype)
         for _ in range(2):  # the second time beside the gradients of the first
-            scores = learner.policy(largest, needs=needs & KNOWN)
-            total = sum(column.sum() for column in scores if column is not None)
-            (0.0 * total).backward()
-            del scores, total
+            for episodes in fullest(context, config.micro_batch_tokens):
+                inputs = collate(episodes, learner.device, config.torch_dtype)
+                scores = learner.policy(inputs, needs=needs & KNOWN)
+                total = sum(column.sum() for column in scores if column is not None)
+                (0.0 * total).backward()
+                del inputs, scores, total
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _lacks_memory(error):
             raise
@@ -39,14 +39,21 @@ def rehearse(learner: Learner, context: int, needs: frozenset[str]) -> float:
     return peak_memory(learner.device)
 
 
-def fullest(context: int, budget: int) -> list[Episode]:
-    """Make episodes that fill a pack with as many tokens, and as many in rows, as there can be."""
-    groups = ATTENDED * budget // (3 * context)
-    if not groups:
-        lengths = [context, budget - context]
-        return [_filled(n, 1, i) for i, n in enumerate(lengths) if n > 1]
-    # Three rollouts of a prompt three times as long as their answers: half of the rows is shared.
-    return [_filled(context, 3 * context // 4, i) for i in range(groups) for _ in range(3)]
+def fullest(context: int, budget: int) -> list[list[Episode]]:
+    """Make the packs that take most memory: of an episode longer than the budget, and the fullest.
+
+    That has as many tokens as the budget, and as many in rows as there may be: three rollouts of a
+    prompt three times as long as their answers, so that half of the rows is shared, and groups as
+    long as may be, the last one as long as fits.
+    """
+    left, groups = ATTENDED * budget // 3, []
+    while left > 1:
+        groups.append(min(left, context))
+        left -= groups[-1]
+    packs = [[_filled(n, 3 * n // 4, i) for i, n in enumerate(groups) for _ in range(3)]]
+    if context > budget:
+        packs.append([_filled(context, 1, 0)])
+    return [pack for pack in packs if pack]
 
 
 def _filled(length: int, prompt: int, number: int) -> Episode:

@@ -8,6 +8,7 @@ are float32; frozen weights have none, and are stored in the training dtype.
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
+from torch.utils.checkpoint import checkpoint
 
 from isentrope.config import LearnerConfig
 from isentrope.errors import ConfigError
@@ -42,7 +44,7 @@ def shard(policy: Policy, config: LearnerConfig, ranks: Ranks) -> None:
     device = policy.device.type
     if config.cpu_offload and device == "cpu":
         raise ConfigError("learner.cpu_offload takes a policy off a GPU, but it is on the CPU.")
-    if dtype == torch.float16 and device == "cpu":
+    if dtype == torch.float16 and device == "cpu" and ranks.first:
         warnings.warn(
             "float16 is about a hundred times slower than float32 on a CPU.", stacklevel=2
         )
@@ -110,15 +112,11 @@ def prove_unrounded(policy: Policy) -> None:
 
 
 def _recompute(policy: Policy) -> None:
-    """Keep only the layers' inputs for the backward pass, and compute the rest again there."""
-    model: Any = policy.plain
-    if not model.supports_gradient_checkpointing:
-        raise ConfigError(
-            f"{policy.name} does not support activation checkpointing: use "
-            "learner.activation_checkpointing = false."
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # transformers is about to rename it
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    """Keep only the layers' inputs for the backward pass, and compute the rest again there.
+
+    Not by transformers' own switch, which asks for layers in training mode: some then drop out.
+    """
     for layer in policy.layers():
-        layer.training = True  # what transformers asks for; the modules inside stay in eval mode
+        layer.forward = partial(
+            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+        )
