@@ -132,6 +132,44 @@ def evaluate(
 
 
 @app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="Id of a component", metavar="ID")],
+    kind: Annotated[str | None, typer.Option(help="Where several kinds have the id")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a field: --set zeta=0.1"),
+    ] = None,
+    on: Annotated[str, typer.Option(help="Recipe that a controller is tried on")] = "grpo",
+) -> None:
+    """Check an environment, objective, transform, estimator or controller against its contract."""
+    from isentrope.config import parse_settings
+    from isentrope.testing import check
+
+    report = check(name, kind, on=on, **parse_settings(setting or ()))
+    for line in str(report).splitlines():
+        colour = "red" if line.lstrip().startswith("FAIL") else "default"
+        _console.print(f"[{colour}]{_escaped(line)}[/]", highlight=False)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="env, objective or controller", metavar="KIND")],
+    name: Annotated[str, typer.Argument(help="Of the distribution and of what it brings")],
+    into: Annotated[Path | None, typer.Option(help="Folder; default: the present one")] = None,
+) -> None:
+    """Write a distribution that brings a component: a toy that works, with tests, to be changed."""
+    from isentrope.scaffold import new
+
+    folder = new(kind, name, into)
+    _console.print(f"{folder}: next", highlight=False, markup=False)
+    _console.print(f"  cd {folder}", highlight=False, markup=False)
+    _console.print("  pip install -e '.[test]'", highlight=False, markup=False)
+    _console.print("  pytest", highlight=False, markup=False)
+
+
+@app.command()
 def plugins() -> None:
     """List every component, where it comes from, and what is wrong with it."""
     from isentrope.plugins import registry

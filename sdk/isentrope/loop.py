@@ -155,7 +155,7 @@ def _prepare(run: Run, progress: Progress, damaged: Sequence[str], *, ended: boo
     for sentence in damaged:
         warnings.warn(sentence, stacklevel=3)
     recorded, every = len(run.metrics), run.config.checkpoint_every
-    if progress.iteration == 0 and recorded >= 2 * every:
+    if progress.iteration == 0 and recorded > 2 * every:  # by then one was whole, or the run ended
         raise TrainingError(
             f"{run.checkpoints} has no checkpoint, though {recorded} iterations are recorded: "
             "without one, all of them would be lost. Put it back, or begin another run."

@@ -166,10 +166,10 @@ def test_a_checkpoint_whose_sums_are_damaged_is_passed_over(tmp_path, uninterrup
 
 
 def test_where_checkpoints_are_gone_nothing_is_overwritten(tmp_path) -> None:
-    run = isentrope.train(TINY, out=tmp_path / "run", iterations=4)
+    run = isentrope.train(TINY, out=tmp_path / "run", iterations=5)
     before = run.metrics
     shutil.rmtree(run.checkpoints)
-    with pytest.raises(TrainingError, match="no checkpoint, though 4 iterations are recorded"):
+    with pytest.raises(TrainingError, match="no checkpoint, though 5 iterations are recorded"):
         isentrope.train(resume=run, iterations=ITERATIONS)
     assert before == run.metrics
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -34,6 +36,7 @@ from isentrope import (
     TaskSet,
     TextEnv,
     TokenBatch,
+    UnknownNameError,
     WeightsRef,
     component,
     knob,
@@ -321,7 +324,7 @@ ENVIRONMENTS: list[tuple[Callable[[], Any], set[str]]] = [
 
 @pytest.mark.parametrize(("broken", "expected"), ENVIRONMENTS)
 def test_a_broken_environment_is_found_out(broken: Any, expected: set[str]) -> None:
-    report = check_env(broken)
+    report = check_env(broken, deadline=None)
     assert expected == failed(report), str(report)
 
 
@@ -1062,3 +1065,73 @@ def test_a_right_engine_raises_no_alarm(config: Any, model: LanguageModel) -> No
 
 def test_the_kit_is_in_the_facade() -> None:
     assert check_env is isentrope.testing.check_env
+
+
+# ---------------------------------------------------------------- in a process of its own
+
+
+class Hangs(Parrot):
+    def step(self, action):
+        while "emoji" in self.name_of(action):
+            time.sleep(1)
+        return super().step(action)
+
+    @staticmethod
+    def name_of(action: str) -> str:
+        return "emoji" if action.startswith("\U0001f98a") else ""
+
+
+class Crashes(Parrot):
+    def step(self, action):
+        if action == "\0":
+            os._exit(3)
+        return super().step(action)
+
+
+class Leaves(Parrot):
+    """Starts a process that it never ends."""
+
+    def __init__(self, words: int = 3) -> None:
+        super().__init__(words)
+        self.helper = subprocess.Popen(["sleep", "60"], start_new_session=True)
+
+
+class CloseHangs(Parrot):
+    def close(self) -> None:
+        time.sleep(60)
+
+
+class HashOrder(Parrot):
+    """What it says depends on how strings hash."""
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed, options=options)
+        return f"{observation} {' '.join({'one', 'two', 'three', 'four', 'five'})}", info
+
+
+@pytest.mark.parametrize(
+    ("env", "check", "said"),
+    [
+        (Hangs, "answers", "emoji as an action: No answer to step() within 2 s"),
+        (Crashes, "answers", "NUL as an action: It died in step(). Its process left with exit c"),
+        (Leaves, "answers", "close() left 1 processes behind"),
+        (CloseHangs, "answers", "close() did not come back"),
+        (HashOrder, "across-processes", "went another way in another process: the observation"),
+    ],
+)
+def test_what_only_another_process_can_tell(env: Any, check: str, said: str) -> None:
+    report = check_env(env, deadline=2.0)
+    assert check == report.failures[0].check
+    assert said in report.failures[0].message
+    assert (check == "answers") == (len(report.findings) == 1), "nothing else can be risked"
+
+
+def test_components_are_checked_by_their_id() -> None:
+    from isentrope.testing import check
+
+    assert check("arithmetic", grading="derivation").ok
+    assert check("repo-r", zeta=0.1).ok
+    assert check("entropy-scale", knob="objective.eps_high", low=0.05, high=0.5).ok
+    for name, said in (("grop", "'grop' does not exist"), ("repo-r", "'transfrom' does not exist")):
+        with pytest.raises(UnknownNameError, match=said):
+            check(name, "transfrom" if name == "repo-r" else None)

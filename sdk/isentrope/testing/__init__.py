@@ -13,6 +13,7 @@ Importing this loads no torch.
 
 from isentrope.testing._report import Finding as Finding
 from isentrope.testing._report import Report as Report
+from isentrope.testing.by_id import check as check
 from isentrope.testing.controllers import check_controller as check_controller
 from isentrope.testing.engines import check_engine as check_engine
 from isentrope.testing.environments import check_env as check_env
@@ -21,6 +22,7 @@ from isentrope.testing.objectives import check_objective as check_objective
 __all__ = [
     "Finding",
     "Report",
+    "check",
     "check_controller",
     "check_engine",
     "check_env",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from itertools import cycle
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 from attrs import define, field, frozen
 from gymnasium.utils.env_checker import data_equivalence
 
-from isentrope.components import make
+from isentrope.components import env_spec, make
 from isentrope.environments import Guard, TextEnv
+from isentrope.errors import IsentropeError
 from isentrope.testing._report import UnmetError, describe
 
 TURNS = 64
@@ -30,6 +32,9 @@ class Source:
 
     name: str
     make: Callable[[], Any]
+    entry_point: str | None = None
+    """What another process could import; None where there is nothing."""
+    config: Mapping[str, Any] = field(factory=dict)
 
     def fresh(self) -> Guard:
         """Return a new instance that checks what passes through it."""
@@ -45,15 +50,38 @@ def source_of(env: Any, config: dict[str, Any]) -> Source:
     Raises `TypeError` where it is nothing that instances could come from.
     """
     if isinstance(env, str):
-        return Source(env, lambda: make(env, **config))
+        spec = env_spec(env) if is_known(env) else None
+        if spec is None or spec.python is not None:
+            return Source(env, lambda: make(env, **config))
+        everything = {**spec.config, **config}
+        return Source(env, lambda: make(env, **config), spec.entry_point, everything)
     if isinstance(env, TextEnv):
         if config:
             raise TypeError("An instance is configured already; give an id or a class with config.")
         pristine = _copy(env.inner if isinstance(env, Guard) else env)
         return Source(type(pristine).__name__, lambda: _copy(pristine))
     if callable(env):
-        return Source(getattr(env, "__name__", repr(env)), lambda: env(**config))
+        name = getattr(env, "__name__", repr(env))
+        return Source(name, lambda: env(**config), _entry_point(env), config)
     raise TypeError(f"An id, a TextEnv or a factory was expected, not {describe(env)}.")
+
+
+def is_known(env_id: str) -> bool:
+    """Say whether an environment's id can be looked up."""
+    try:
+        env_spec(env_id)
+    except IsentropeError:
+        return False
+    return True
+
+
+def _entry_point(target: Any) -> str | None:
+    """Return the import path of a class or function, if it has one."""
+    module, name = (getattr(target, n, "") for n in ("__module__", "__qualname__"))
+    found = None if module == "__main__" else sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return f"{module}:{name}" if found is target else None
 
 
 def _copy(env: TextEnv) -> TextEnv:

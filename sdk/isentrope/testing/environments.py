@@ -17,6 +17,7 @@ from attrs import frozen
 
 from isentrope.environments import Guard, TaskSet, TextEnv
 from isentrope.errors import EnvironmentContractError
+from isentrope.testing._elsewhere import Elsewhere
 from isentrope.testing._playing import (
     SOLVER_TURNS,
     TURNS,
@@ -49,22 +50,31 @@ HOSTILE: dict[str, str] = {
 """Actions that no environment may choke on, or take for a solution."""
 
 
-def check_env(env: str | TextEnv | Callable[..., TextEnv], **config: Any) -> Report:
+NOT_ELSEWHERE = "not run: it has no import path, or no deadline"
+
+
+def check_env(
+    env: str | TextEnv | Callable[..., TextEnv], *, deadline: float | None = 30.0, **config: Any
+) -> Report:
     """Check an environment against its contract; ``config`` goes to its constructor.
 
     env: an id, a class or factory, or an instance. Most checks need fresh instances: an instance
     stands for deep copies of itself as it is now, which share its tasks; give a factory where it
     holds what cannot be copied (a process, a socket), or where two constructions might differ.
 
-    Plays some dozens of short episodes on a sample of the tasks. In this process and with no time
-    limit: an environment that hangs, hangs the check.
+    deadline: seconds for a call. First in processes of its own, where what hangs, crashes or leaves
+    processes behind is found out, if it can be imported there: an id, or a class or function of a
+    module. None: not that, which saves a second or two, and what hangs, hangs the check.
+
+    Plays some dozens of short episodes on a sample of the tasks.
 
     Raises `TypeError` where `env` is none of these.
     """
     source = source_of(env, config)
     inspection = Inspection(f"Environment {source.name!r}")
-    probe = _Probe(source)
-    foundations: dict[str, Callable[[], None]] = {
+    probe = _Probe(source, deadline)
+    foundations: dict[str, Callable[[], str | None]] = {
+        "answers": probe.answers,
         "constructed": probe.constructed,
         "tasks": probe.tasks,
         "stable-tasks": probe.stable_tasks,
@@ -77,6 +87,7 @@ def check_env(env: str | TextEnv | Callable[..., TextEnv], **config: Any) -> Rep
     others: dict[str, Callable[[], str | None]] = {
         "gymnasium": probe.gymnasium,
         "deterministic": probe.deterministic,
+        "across-processes": probe.across_processes,
         "reusable": probe.reusable,
         "isolated": probe.isolated,
         "global-rng": probe.global_rng,
@@ -97,6 +108,32 @@ class _Probe:
     """The checks, by name."""
 
     source: Source
+    deadline: float | None
+
+    @property
+    def elsewhere(self) -> Elsewhere | None:
+        """The environment in a process of its own, if it can be there."""
+        source, deadline = self.source, self.deadline
+        if source.entry_point is None or deadline is None or sys.platform != "linux":
+            return None
+        return Elsewhere(source.name, source.entry_point, source.config, deadline)
+
+    def answers(self) -> str | None:
+        """In a process of its own every call comes back in time, and nothing is left behind."""
+        if (elsewhere := self.elsewhere) is None:
+            return NOT_ELSEWHERE
+        elsewhere.answers(HOSTILE, SAMPLED_TASKS // 2)
+        return None
+
+    def across_processes(self) -> str | None:
+        """The same (task, seed) and actions give the same episode in another process."""
+        if (elsewhere := self.elsewhere) is None:
+            return NOT_ELSEWHERE
+        tasks = enumerate(self.sample())
+        elsewhere.same(
+            (s, self.trace(task, s, script())) for s, task in tasks for script in _SCRIPTS
+        )
+        return None
 
     @contextmanager
     def env(self) -> Iterator[Guard]:

@@ -36,6 +36,8 @@ class WorkerPool:
     """An interpreter, if it is not this one."""
     fresh: bool = False
     """No worker is used twice."""
+    hash_seed: int = 0
+    """What strings hash by, so that sets come in the same order in every worker."""
     started: int = field(default=0, init=False)
     killed: int = field(default=0, init=False)
     """Workers that had to be."""
@@ -121,7 +123,7 @@ class WorkerPool:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for the run alone
-                env={**os.environ, **SINGLE, "PYTHONHASHSEED": "0"},
+                env={**os.environ, **SINGLE, "PYTHONHASHSEED": str(self.hash_seed)},
             )
         own.setblocking(False)
         try:

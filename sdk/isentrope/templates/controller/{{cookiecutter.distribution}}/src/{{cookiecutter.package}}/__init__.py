@@ -1,0 +1,1 @@
+"""A controller for Isentrope: {{cookiecutter.id}}."""

@@ -1,0 +1,1 @@
+"""An objective for Isentrope: {{cookiecutter.id}}."""

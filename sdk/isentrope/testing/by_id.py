@@ -1,0 +1,48 @@
+"""`check`: what a plugin brings, checked by its id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from isentrope.components import component, recipe
+from isentrope.errors import ConfigError, UnknownNameError
+from isentrope.plugins import registry
+from isentrope.testing._report import Report
+from isentrope.testing.controllers import check_controller
+from isentrope.testing.environments import check_env
+from isentrope.testing.objectives import check_objective
+
+KINDS = ("environment", "advantage", "transform", "objective", "controller")
+"""What can be checked by its id; an engine needs a model: `check_engine`."""
+
+
+def check(name: str, kind: str | None = None, *, on: str = "grpo", **config: Any) -> Report:
+    """Check a component by its id, or an environment by ``"package.module:Class"``.
+
+    kind: of `KINDS`, where several kinds have the id. on: the recipe whose knobs a controller is
+    tried on. config: its fields.
+
+    Raises `UnknownNameError` for an id or kind that does not exist, and `ConfigError` where kind is
+    needed, or where the component cannot be made of `config`.
+    """
+    kind = _kind_of(name) if kind is None else kind
+    if kind not in KINDS:
+        raise UnknownNameError("Kind to check", kind, KINDS)
+    if kind == "environment":
+        return check_env(name, **config)
+    made = component(kind, name, **config)  # type: ignore[arg-type]  # one of KINDS
+    if kind == "controller":
+        return check_controller(made, recipe(on))
+    return check_objective(made)
+
+
+def _kind_of(name: str) -> str:
+    found = [kind for kind in KINDS if name in registry().specs(kind)]
+    if ":" in name:
+        found = ["environment"]
+    if not found:
+        known = {id_ for kind in KINDS for id_ in registry().specs(kind)}
+        raise UnknownNameError("Component", name, known)
+    if len(found) > 1:
+        raise ConfigError(f"There are several components {name!r}; choose a kind: {found}.")
+    return found[0]
