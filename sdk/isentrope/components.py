@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -34,6 +35,10 @@ from isentrope.structuring import (
     unstructure,
 )
 from isentrope.targets import EntropyTarget, Schedule
+from isentrope.workers.limits import WorkerConfig
+from isentrope.workers.pool import WorkerPool
+from isentrope.workers.remote import RemoteEnv
+from isentrope.workers.worker import WorkerError
 
 TYPE_OF: dict[str, type] = {
     "advantage": parts.AdvantageEstimator,
@@ -56,6 +61,8 @@ def make(env_id: str, **config: Any) -> TextEnv:
     """
     spec = env_spec(env_id)
     arguments = {**spec.config, **config}
+    if spec.python is not None:
+        return Guard(_remote(spec, env_id, arguments), env_id)
     cls = _import(spec.entry_point, f"environment {env_id!r}")
     parameters = inspect.signature(cls).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -80,13 +87,44 @@ def make(env_id: str, **config: Any) -> TextEnv:
     return Guard(env, env_id)
 
 
+def _remote(spec: EnvSpec, env_id: str, config: Mapping[str, Any]) -> TextEnv:
+    """Make an environment in another interpreter."""
+    pool = pool_of(spec, env_id, config, WorkerConfig(count=1))
+    try:
+        return RemoteEnv(pool)
+    except WorkerError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ConfigError(f"Environment {env_id!r} cannot be made: {reason}") from error
+
+
+def pool_of(
+    spec: EnvSpec, env_id: str, config: Mapping[str, Any], limits: WorkerConfig
+) -> WorkerPool:
+    """Return the workers of an environment.
+
+    Raises `ConfigError` where its interpreter is not there.
+    """
+    if spec.python is not None and not Path(spec.python).is_file():
+        raise ConfigError(f"The interpreter of {env_id!r} is not there: {spec.python}.")
+    return WorkerPool(
+        name=env_id,
+        entry_point=spec.entry_point,
+        config=config,
+        limits=limits,
+        python=spec.python,
+        fresh=(limits.isolation or spec.isolation) == "episode",
+    )
+
+
 def env_spec(env_id: str) -> EnvSpec:
     """Return the record of an environment, by id or ``"package.module:Class"``.
 
     Raises `UnknownNameError` or `PluginError` where there is none that can be used.
     """
     if ":" in env_id:
-        return EnvSpec("env", env_id, "")
+        # What a script or a notebook defines, only its own process can import.
+        here = env_id.startswith("__main__:")
+        return EnvSpec("env", env_id, "", isolation="none" if here else "process")
     spec = registry().find("environment", env_id)
     assert isinstance(spec, EnvSpec)  # the hook takes no other
     return spec

@@ -123,7 +123,7 @@ def _iterate(
     config, progress, ranks = trainer.config, trainer.progress, trainer.ranks
     with CheckpointFolder(run.checkpoints, ranks) as checkpoints:
         damaged = checkpoints.load(trainer.learner, progress)
-        ranks.by_first(lambda: _prepare(run, progress, damaged, ended=_ended(config, progress)))
+        ranks.by_first(lambda: _prepare(run, config, progress, damaged))
         trainer.publish(runner)
         if not _ended(config, progress):
             trainer.rehearse()
@@ -150,11 +150,11 @@ def _iterate(
             _put(trainer, run, run.policy)
 
 
-def _prepare(run: Run, progress: Progress, damaged: Sequence[str], *, ended: bool) -> None:
+def _prepare(run: Run, config: TrainConfig, progress: Progress, damaged: Sequence[str]) -> None:
     """Bring a run's folder to where its checkpoint is, and say what was damaged."""
     for sentence in damaged:
         warnings.warn(sentence, stacklevel=3)
-    recorded, every = len(run.metrics), run.config.checkpoint_every
+    recorded, every = len(run.metrics), config.checkpoint_every
     if progress.iteration == 0 and recorded > 2 * every:  # by then one was whole, or the run ended
         raise TrainingError(
             f"{run.checkpoints} has no checkpoint, though {recorded} iterations are recorded: "
@@ -163,7 +163,7 @@ def _prepare(run: Run, progress: Progress, damaged: Sequence[str], *, ended: boo
     if lost := recorded - progress.iteration:
         warnings.warn(f"The last {lost} recorded iterations are run again.", stacklevel=3)
     run.rewind(progress.iteration)
-    if not ended:
+    if not _ended(config, progress):
         shutil.rmtree(run.policy, ignore_errors=True)  # of an earlier end, now outdated
 
 

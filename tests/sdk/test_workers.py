@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
+import isentrope
+from isentrope import ConfigError, EnvironmentContractError
 from isentrope.episodes import Status
 from isentrope.workers.limits import WorkerConfig
 from isentrope.workers.pool import WorkerPool
 from isentrope.workers.worker import Worker, WorkerError
+from tests.conftest import SMALL_MODEL
 
 ROOT = Path(__file__).parents[2]
 ROGUE = "tests.sdk.rogue:Rogue"
@@ -344,21 +347,46 @@ class Plain:
 """
 
 
-def test_another_interpreter_needs_no_isentrope(tmp_path: Path) -> None:
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have the id "foreign" name an environment in an interpreter that has no Isentrope."""
+    from isentrope import components, plugins
+    from isentrope.specs import EnvSpec
+
     subprocess.run(
         [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True
     )
     (packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     (packages / "foreign.py").write_text(FOREIGN)
-    python = str(tmp_path / "venv" / "bin" / "python")
-    pool = WorkerPool("foreign", "foreign:Plain", {}, WorkerConfig(), python=python)
+    python = tmp_path / "venv" / "bin" / "python"
+    spec = EnvSpec("foreign", "foreign:Plain", "Of another world", python=str(python))
+    row = plugins.Row("foreign", "environment", "tests", "0", "ok", "", spec)
+    with_it = plugins.Registry((*plugins.registry().rows, row))
+    monkeypatch.setattr(components, "registry", lambda: with_it)
+    return python
 
-    async def play(pool: WorkerPool) -> Any:
-        worker = await pool.borrow()
-        assert {"train": ["one"]} == pool.about["tasks"]
-        await worker.call("reset", 5, task="one", seed=0)
-        answer = await worker.call("step", 5, action="this")
-        await pool.give_back(worker, clean=True)
-        return answer
 
-    assert ["", 1.0, True, False, {"success": True}] == use(play, pool)
+def test_an_environment_of_another_interpreter_is_made_like_any(foreign: Path) -> None:
+    before = of_this_process()
+    env = isentrope.make("foreign")
+    assert ["one"] == [task.id for task in env.tasks["train"]]
+    assert (0.0, 1.0) == env.reward_range
+    assert "which?" == env.reset(seed=0)[0]
+    assert ("", 1.0, True, False, {"success": True}) == env.step("this")
+    with pytest.raises(EnvironmentContractError, match="after the episode's end"):
+        env.step("this")
+    env.close()
+    assert all(map(gone, of_this_process() - before))
+    with pytest.raises(ConfigError, match="cannot be made: TypeError: Plain"):
+        isentrope.make("foreign", unheard_of=1)
+    foreign.unlink()
+    with pytest.raises(ConfigError, match="The interpreter of 'foreign' is not there"):
+        isentrope.make("foreign")
+
+
+def test_a_run_trains_on_it(foreign: Path, tiny_run: dict[str, Any]) -> None:
+    model = {**SMALL_MODEL, "warmup_env": {"id": "arithmetic"}}
+    run = isentrope.train(**{**tiny_run, "env": "foreign", "model": model, "iterations": 1})
+    assert 32 == run.metrics[0]["status/ok"]
+    assert 16 >= run.metrics[0]["workers/started"] > 0
+    del foreign

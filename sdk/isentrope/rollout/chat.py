@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from isentrope.episodes import Message
+from isentrope.episodes import Message, Role
 from isentrope.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+REMEMBERED = 1024
+"""Openings: all rollouts of a group have the same."""
 _MARK = "ISENTROPE-ASSISTANT-TURN"
 
 
@@ -35,11 +38,12 @@ class ChatTemplate:
         self._stop_ids = frozenset(stop_ids)
         decoder = tokenizer.added_tokens_decoder
         self._control = sorted(str(t.content) for t in decoder.values() if t.special)
+        self._opening = lru_cache(REMEMBERED)(self._open)
         self._check_ending()
 
     def opening(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of the first messages, up to where the assistant begins to speak."""
-        return self._encode(self._render(messages))
+        return list(self._opening(tuple((m["role"], m["content"]) for m in messages)))
 
     def reply(self, messages: Sequence[Message], last_id: int) -> list[int]:
         """Return the ids between the assistant's turn that ended in `last_id` and its next turn.
@@ -65,6 +69,9 @@ class ChatTemplate:
         """Return an assistant's turn as text, without the stop token that ended it."""
         spoken = ids[:-1] if ids and ids[-1] in self._stop_ids else ids
         return str(self._tokenizer.decode(list(spoken), clean_up_tokenization_spaces=False))
+
+    def _open(self, messages: Iterable[tuple[Role, str]]) -> tuple[int, ...]:
+        return tuple(self._encode(self._render([Message(role=r, content=c) for r, c in messages])))
 
     def _render(self, messages: Sequence[Message]) -> str:
         plain = [{"role": m["role"], "content": self._inert(m["content"])} for m in messages]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Protocol
 
 from attrs import define, field, frozen
 
-from isentrope.components import env_spec, make
+from isentrope.components import env_spec, make, pool_of
 from isentrope.environments import TextEnv, checked_reset, checked_step
 from isentrope.errors import ConfigError, EnvironmentContractError
 from isentrope.specs import EnvRef
@@ -174,9 +173,12 @@ def host_of(ref: EnvRef, limits: WorkerConfig) -> Host:
     Raises `ConfigError` for an interpreter that does not exist, or that could not be used.
     """
     spec = env_spec(ref.id)
-    if spec.python is not None and not Path(spec.python).is_file():
-        raise ConfigError(f"The interpreter of {ref.id!r} is not there: {spec.python}.")
     isolation = limits.isolation or spec.isolation
+    if spec.entry_point.startswith("__main__:") and isolation != "none":
+        raise ConfigError(
+            f"{ref.id!r} is defined in a script or a notebook, which a worker cannot import: put "
+            "it into a module, or leave out rollout.workers.isolation."
+        )
     if isolation == "none":
         if spec.python is not None:
             raise ConfigError(
@@ -184,13 +186,4 @@ def host_of(ref: EnvRef, limits: WorkerConfig) -> Host:
                 "isolation 'none'."
             )
         return LocalHost(lambda: make(ref.id, **ref.config))
-    return WorkerHost(
-        WorkerPool(
-            name=ref.id,
-            entry_point=spec.entry_point,
-            config={**spec.config, **ref.config},
-            limits=limits,
-            python=spec.python,
-            fresh=isolation == "episode",
-        )
-    )
+    return WorkerHost(pool_of(spec, ref.id, {**spec.config, **ref.config}, limits))

@@ -87,6 +87,7 @@ class WorkerPool:
             self.about = await worker.call("make", self.limits.start_deadline)
         except BaseException:
             await worker.kill()
+            self.killed += 1
             raise
         if not self.started and not self.about.get("counted", True):
             warnings.warn(

@@ -1,0 +1,62 @@
+"""An environment in another interpreter, as an ordinary one: every call goes to a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from isentrope.environments import Task, TaskSet, TextEnv, checked_reset, checked_step
+from isentrope.looping import off_loop
+from isentrope.workers.pool import WorkerPool
+
+T = TypeVar("T")
+
+
+class RemoteEnv(TextEnv):
+    """The environment of a pool's worker; its tasks are known by their ids alone.
+
+    Raises `WorkerError` where it cannot be made, or fails.
+    """
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
+        try:
+            self._worker = _run(pool.borrow())
+        except BaseException:
+            self.close()
+            raise
+        tasks, bounds = pool.about["tasks"], pool.about["reward_range"]
+        self.tasks = TaskSet({split: map(Task, ids) for split, ids in tasks.items()})
+        self.reward_range = (float(bounds[0]), float(bounds[1]))  # type: ignore[misc]  # its own
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Begin an episode there."""
+        _, info = super().reset(seed=seed, options=options)
+        drawn = int(self.np_random.integers(2**31)) if seed is None else seed
+        observation, found = checked_reset(
+            self._pool.name, self._call("reset", task=info["task"], seed=drawn)
+        )
+        return observation, {**found, **info}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Answer a turn there."""
+        return checked_step(self._pool.name, self._call("step", action=action))
+
+    def close(self) -> None:
+        """End the worker."""
+        if (worker := getattr(self, "_worker", None)) is not None:
+            del self._worker
+            _run(self._pool.give_back(worker, clean=True))
+        _run(self._pool.close())
+
+    def _call(self, name: str, **arguments: Any) -> Any:
+        limit = self._pool.limits.deadline
+        result = _run(self._worker.call(name, limit, **arguments))
+        return tuple(result) if isinstance(result, list) else result  # JSON has no tuples
+
+
+def _run(call: Coroutine[Any, Any, T]) -> T:
+    return off_loop(lambda: asyncio.run(call))
