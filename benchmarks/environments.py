@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,8 +22,9 @@ from statistics import median
 from typing import Any
 
 from attrs import define
+from one_turn import OneTurn
 
-from isentrope import Completion, RolloutConfig, Sampling, Task, TaskSet, TextEnv, WeightsRef
+from isentrope import Completion, RolloutConfig, Sampling, WeightsRef
 from isentrope.episodes import Episode
 from isentrope.rollout.chat import ChatTemplate
 from isentrope.rollout.collector import Request, RolloutCollector
@@ -33,36 +33,8 @@ from isentrope.workers.limits import WorkerConfig
 from isentrope.workers.pool import WorkerPool
 from isentrope_plugins.tiny.tokenizer import train_tokenizer
 
-HERE = "environments:OneTurn"
+ENTRY_POINT = "one_turn:OneTurn"
 DEADLINE = 2.0
-
-
-class OneTurn(TextEnv):
-    """Asks, and is content with any answer.
-
-    hangs, crashes: share of tasks on which it does that.
-    """
-
-    def __init__(self, hangs: float = 0.0, crashes: float = 0.0) -> None:
-        self.tasks = TaskSet({"train": [Task(str(i)) for i in range(100)]})
-        self.hangs, self.crashes = hangs, crashes
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        """Ask."""
-        _, info = super().reset(seed=seed, options=options)
-        return "How are you?", info
-
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Be content, or else."""
-        del action
-        place = int(self.task.id) / 100
-        if place < self.hangs:
-            time.sleep(3600)
-        elif place < self.hangs + self.crashes:
-            os._exit(1)
-        return "", 1.0, True, False, {"success": True}
 
 
 @define
@@ -106,7 +78,7 @@ def _tokenizer() -> tuple[Any, int]:
 
 def pool_of(limits: WorkerConfig, *, fresh: bool = False, **config: Any) -> WorkerHost:
     """Return a host of workers."""
-    return WorkerHost(WorkerPool("one-turn", HERE, config, limits, fresh=fresh))
+    return WorkerHost(WorkerPool("one-turn", ENTRY_POINT, config, limits, fresh=fresh))
 
 
 async def rate(host: Host, limits: WorkerConfig, episodes: int, rounds: int = 5) -> float:

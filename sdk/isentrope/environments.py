@@ -213,27 +213,24 @@ class Guard(gymnasium.Wrapper[str, str, str, str], TextEnv):
         observation, info = checked_reset(self._name, self.inner.reset(seed=seed, options=options))
         if (wanted := (options or {}).get("task")) is not None:
             posed = getattr(self.inner, "task", None)
-            _expect(
-                posed is not None and posed.id == wanted,
-                self._name,
-                f"reset() was asked for task {wanted!r} and posed {posed!r}; call "
-                "super().reset(seed=seed, options=options) first, and pose self.task",
-            )
+            if posed is None or posed.id != wanted:
+                raise _broken(
+                    self._name,
+                    f"reset() was asked for task {wanted!r} and posed {posed!r}; call "
+                    "super().reset(seed=seed, options=options) first, and pose self.task",
+                )
         self._running = True
         return observation, info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Step the environment and check what goes in and comes out."""
-        _expect(
-            self._running,
-            self._name,
-            "step() was called before reset() or after the episode's end; reset first",
-        )
-        _expect(
-            isinstance(action, str),
-            self._name,
-            f"an action must be a str, not {_describe(action)}",
-        )
+        if not self._running:
+            raise _broken(
+                self._name,
+                "step() was called before reset() or after the episode's end; reset first",
+            )
+        if not isinstance(action, str):
+            raise _broken(self._name, f"an action must be a str, not {_describe(action)}")
         self._running = False
         result = checked_step(self._name, self.inner.step(action))
         self._running = not (result[2] or result[3])
@@ -249,11 +246,8 @@ def checked_reset(name: str, result: Any) -> tuple[str, dict[str, Any]]:
 
     Raises `EnvironmentContractError` where it is not.
     """
-    _expect(
-        isinstance(result, tuple) and len(result) == 2,
-        name,
-        f"reset() must return (observation, info), not {_describe(result)}",
-    )
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise _broken(name, f"reset() must return (observation, info), not {_describe(result)}")
     observation, info = result
     _check_texts(name, "reset()", observation, info)
     return observation, info
@@ -264,71 +258,67 @@ def checked_step(name: str, result: Any) -> tuple[str, float, bool, bool, dict[s
 
     Raises `EnvironmentContractError` where it is not.
     """
-    _expect(
-        isinstance(result, tuple) and len(result) == 5,
-        name,
-        "step() must return (observation, reward, terminated, truncated, info), "
-        f"not {_describe(result)}",
-    )
+    if not (isinstance(result, tuple) and len(result) == 5):
+        raise _broken(
+            name,
+            "step() must return (observation, reward, terminated, truncated, info), "
+            f"not {_describe(result)}",
+        )
     observation, reward, terminated, truncated, info = result
     _check_texts(name, "step()", observation, info)
-    _expect(
-        isinstance(reward, (int, float, np.integer, np.floating)) and math.isfinite(reward),
-        name,
-        f"step() must return a finite number as the reward, not {_describe(reward)}",
-    )
-    for flag_name, flag in (("terminated", terminated), ("truncated", truncated)):
-        _expect(
-            isinstance(flag, (bool, np.bool_)),
-            name,
-            f"step() must return a bool as {flag_name}, not {_describe(flag)}",
+    if not (isinstance(reward, (int, float, np.integer, np.floating)) and math.isfinite(reward)):
+        raise _broken(
+            name, f"step() must return a finite number as the reward, not {_describe(reward)}"
         )
+    for flag_name, flag in (("terminated", terminated), ("truncated", truncated)):
+        if not isinstance(flag, (bool, np.bool_)):
+            raise _broken(name, f"step() must return a bool as {flag_name}, not {_describe(flag)}")
     return observation, float(reward), bool(terminated), bool(truncated), info
 
 
 def _check_texts(name: str, call: str, observation: Any, info: Any) -> None:
-    _expect(
-        isinstance(observation, str),
-        name,
-        f"{call} must return a str as the observation, not {_describe(observation)}",
-    )
-    _expect(
-        isinstance(info, dict), name, f"{call} must return a dict as info, not {_describe(info)}"
-    )
+    if not isinstance(observation, str):
+        raise _broken(
+            name, f"{call} must return a str as the observation, not {_describe(observation)}"
+        )
+    if not isinstance(info, dict):
+        raise _broken(name, f"{call} must return a dict as info, not {_describe(info)}")
     for message in info.get("messages", ()):
-        _expect(
+        if not (
             isinstance(message, Mapping)
             and message.get("role") in ("system", "user", "assistant", "tool")
-            and isinstance(message.get("content"), str),
+            and isinstance(message.get("content"), str)
+        ):
+            raise _broken(
+                name,
+                f'{call}: info["messages"] must hold {{"role": "system" | "user" | "assistant" | '
+                f'"tool", "content": str}}, not {_describe(message)}',
+            )
+    if not isinstance(success := info.get("success", False), (bool, np.bool_)):
+        raise _broken(
             name,
-            f'{call}: info["messages"] must hold {{"role": "system" | "user" | "assistant" | '
-            f'"tool", "content": str}}, not {_describe(message)}',
+            f'{call}: info["success"] must be a bool, not {_describe(success)}; a partial reward '
+            "is not a success",
         )
-    success = info.get("success", False)
-    _expect(
-        isinstance(success, (bool, np.bool_)),
-        name,
-        f'{call}: info["success"] must be a bool, not {_describe(success)}; a partial reward '
-        "is not a success",
-    )
-    reason = info.get("stop_reason", StopReason.TERMINATED)
-    _expect(
-        reason in list(StopReason),
-        name,
-        f'{call}: info["stop_reason"] must be one of {[r.value for r in StopReason]}, '
-        f"not {_describe(reason)}",
-    )
+    if (reason := info.get("stop_reason", StopReason.TERMINATED)) not in _REASONS:
+        raise _broken(
+            name,
+            f'{call}: info["stop_reason"] must be one of {[r.value for r in StopReason]}, '
+            f"not {_describe(reason)}",
+        )
     for key, value in info.get("metrics", {}).items():
-        _expect(
-            isinstance(value, (int, float, np.number)) and math.isfinite(value),
-            name,
-            f'{call}: info["metrics"][{key!r}] must be a finite number, not {_describe(value)}',
-        )
+        if not (isinstance(value, (int, float, np.number)) and math.isfinite(value)):
+            raise _broken(
+                name,
+                f'{call}: info["metrics"][{key!r}] must be a finite number, not {_describe(value)}',
+            )
 
 
-def _expect(condition: bool, name: str, sentence: str) -> None:
-    if not condition:
-        raise EnvironmentContractError(f"Environment {name!r}: {sentence}.")
+_REASONS = tuple(StopReason)
+
+
+def _broken(name: str, sentence: str) -> EnvironmentContractError:
+    return EnvironmentContractError(f"Environment {name!r}: {sentence}.")
 
 
 def _describe(value: object) -> str:

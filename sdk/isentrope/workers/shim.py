@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -95,6 +96,7 @@ def nursery(channel: socket.socket) -> None:
         send(channel, _failure(error))
         return
     send(channel, {"ok": None})
+    gc.freeze()  # what is not looked at after a fork need not be copied
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     while True:
         sockets = _two_sockets(channel)

@@ -136,24 +136,22 @@ async def receive(channel: socket.socket) -> dict[str, Any]:
 
     Raises `ConnectionError` at the end, and `ValueError` where it is not one of ours.
     """
-    (size,) = struct.unpack(">I", await _exactly(channel, 4))
-    if size > LARGEST:
-        raise ValueError(f"an answer of {size} bytes")
-    answer = json.loads(await _exactly(channel, size))
+    loop = asyncio.get_running_loop()
+    found, size = bytearray(), 4  # one frame at most is on its way, mostly whole
+    while len(found) < size:
+        part = await loop.sock_recv(channel, 1 << 16)
+        if not part:
+            raise ConnectionResetError("the other end is closed")
+        found += part
+        if len(found) >= 4:
+            (length,) = struct.unpack_from(">I", found)
+            if length > LARGEST:
+                raise ValueError(f"an answer of {length} bytes")
+            size = 4 + length
+    answer = json.loads(found[4:size])
     if not isinstance(answer, dict):
         raise ValueError(f"not an answer: {answer!r}")
     return answer
-
-
-async def _exactly(channel: socket.socket, size: int) -> bytes:
-    loop = asyncio.get_running_loop()
-    parts = bytearray()
-    while len(parts) < size:
-        part = await loop.sock_recv(channel, min(size - len(parts), 1 << 20))
-        if not part:
-            raise ConnectionResetError("the other end is closed")
-        parts += part
-    return bytes(parts)
 
 
 def _status(names: list[str]) -> Status:
