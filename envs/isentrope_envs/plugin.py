@@ -15,6 +15,12 @@ def isentrope_environments() -> list[EnvSpec]:
             isolation="none",
         ),
         EnvSpec(
+            "boxes",
+            "isentrope_envs.boxes:Boxes",
+            "Look into a box in a Python notebook, and submit what it asks for",
+            splits=("train", "dev", "test"),
+        ),
+        EnvSpec(
             "guess",
             "isentrope_envs.guess:Guess",
             "Find a number in as few turns as halving needs, by asking higher or lower",

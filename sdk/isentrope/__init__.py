@@ -54,6 +54,9 @@ if TYPE_CHECKING:
     from isentrope.loop import train as train
     from isentrope.models import LanguageModel as LanguageModel
     from isentrope.models import ModelConfig as ModelConfig
+    from isentrope.notebook.blocks import CodeBlocks as CodeBlocks
+    from isentrope.notebook.env import NotebookEnv as NotebookEnv
+    from isentrope.notebook.notebook import NotebookLimits as NotebookLimits
     from isentrope.parts import AdvantageEstimator as AdvantageEstimator
     from isentrope.parts import AdvantageTransform as AdvantageTransform
     from isentrope.parts import Controller as Controller
@@ -87,6 +90,9 @@ _HOME = {
     "hookspecs": "hookimpl",
     "loop": "train",
     "models": "LanguageModel ModelConfig",
+    "notebook.blocks": "CodeBlocks",
+    "notebook.env": "NotebookEnv",
+    "notebook.notebook": "NotebookLimits",
     "parts": "AdvantageEstimator AdvantageTransform Controller Knob Objective Statistics "
     "TokenBatch knob",
     "reporting.pages": "compare report",

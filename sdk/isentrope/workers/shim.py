@@ -43,7 +43,7 @@ LEAST_UID = 1 << 30
 KEPT_CAPABILITIES = (0, 1, 2, 3)  # chown, and reading and writing whatever root may
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER, PR_CAP_AMBIENT = 1, 8, 36, 47
 
-_libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 def send(channel: socket.socket, message: dict[str, Any]) -> None:
@@ -124,7 +124,7 @@ def _two_sockets(channel: socket.socket) -> tuple[socket.socket, socket.socket] 
 
 def _keep(control: socket.socket, data: socket.socket, about: dict[str, Any]) -> None:
     """Start a worker, wait for its end or for that of the run, leave nothing of it; report."""
-    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     source, sink = os.pipe()
     worker = os.fork()
     if worker == 0:
@@ -233,7 +233,7 @@ def _work(data: socket.socket, sink: int, about: dict[str, Any]) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a TextIOWrapper
     faulthandler.enable()
     counted = _limit(about["limits"])
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a change of user forgets it
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a change of user forgets it
     environment: Any = None
     while True:
         call = receive(data)
@@ -319,7 +319,7 @@ def _limit(limits: dict[str, Any]) -> bool:
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
     count, counted = limits["processes"], True
     if os.geteuid() == 0:
-        counted = _be_somebody()
+        counted = be_somebody()
     else:
         count = limits["processes_in_all"]
     resource.setrlimit(resource.RLIMIT_NPROC, (count, count))
@@ -346,7 +346,7 @@ def _allow_cpu(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(used + seconds) + 1, hard))
 
 
-def _be_somebody() -> bool:
+def be_somebody() -> bool:
     """Change from root to a user that nobody else is, who may read and write what root may.
 
     Its processes are counted, which root's are not, and it cannot signal or trace those of others.
@@ -354,14 +354,14 @@ def _be_somebody() -> bool:
     """
     user = LEAST_UID + os.getpid()
     bits = sum(1 << capability for capability in KEPT_CAPABILITIES)
-    _libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
     try:
         os.setresuid(user, user, user)
     except OSError:
         return False
-    _libc.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", bits, bits, bits, 0, 0, 0))
+    libc.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", bits, bits, bits, 0, 0, 0))
     for capability in KEPT_CAPABILITIES:  # for what it executes, too
-        _libc.prctl(PR_CAP_AMBIENT, 2, capability, 0, 0)
+        libc.prctl(PR_CAP_AMBIENT, 2, capability, 0, 0)
     return True
 
 

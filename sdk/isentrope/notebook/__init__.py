@@ -1,0 +1,1 @@
+"""Notebooks: Python that a policy writes, run cell by cell in a confined process."""
