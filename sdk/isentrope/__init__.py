@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from isentrope import diagnostics as diagnostics
     from isentrope import testing as testing
     from isentrope import validation as validation
+    from isentrope.adapters import GymText as GymText
     from isentrope.algorithms import Aggregation as Aggregation
     from isentrope.algorithms import Algorithm as Algorithm
     from isentrope.algorithms import AlgorithmState as AlgorithmState
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from isentrope.workers.limits import WorkerConfig as WorkerConfig
 
 _HOME = {
+    "adapters": "GymText",
     "algorithms": "Aggregation Algorithm AlgorithmState",
     "components": "component make recipe",
     "config": "EarlyStop EvaluationConfig LearnerConfig LoraConfig RolloutConfig TrainConfig",
