@@ -37,7 +37,8 @@ class Counts(gymnasium.Env[str, str]):
 
 
 def test_it_keeps_our_contract() -> None:
-    check_env("isentrope:GymText", make=COUNTS, splits={"train": 20, "test": 5}).raise_for_failures()
+    splits = {"train": 20, "test": 5}
+    check_env("isentrope:GymText", make=COUNTS, splits=splits).raise_for_failures()
 
 
 def test_a_task_is_a_seed_and_the_highest_return_a_success() -> None:

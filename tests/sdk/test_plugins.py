@@ -5,6 +5,7 @@ All are installed together, so every test also shows that nobody fails for a nei
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -13,11 +14,12 @@ from collections.abc import Iterator
 from importlib.metadata import distribution, distributions, version
 from pathlib import Path
 
+import attrs
 import pytest
 from attrs import field, frozen
 from hatchling.builders.wheel import WheelBuilder
 
-from isentrope import ConfigError, EnvSpec, PluginError, UnknownNameError
+from isentrope import ComponentSpec, ConfigError, EnvSpec, PluginError, UnknownNameError, hookspecs
 from isentrope.plugins import Registry, Row, load_plugins
 
 SPEC = 'EnvSpec("{0}", "{1}:Env", "A maze of words")'
@@ -530,3 +532,24 @@ def test_parts_of_an_algorithm_can_be_made_where_torch_is_not_installed() -> Non
               isentrope.make("arithmetic").reset(seed=0)[0].startswith("Solve"))
     """
     assert "1.0 LeaveOneOut() True\n" == output(NO_TORCH + textwrap.dedent(code))
+
+
+def written(record: type) -> str:
+    """How a record is made, as the page of contracts writes it."""
+    parts = []
+    for name, parameter in inspect.signature(record).parameters.items():
+        default = {} if parameter.default is attrs.NOTHING else parameter.default
+        given = parameter.default is not inspect.Parameter.empty
+        parts.append(f"{name}={default!r}".replace("'", '"') if given else name)
+    return f"{record.__name__}({', '.join(parts)})"
+
+
+def test_every_hook_is_on_the_page_of_contracts_with_its_record() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "contracts.md").read_text(encoding="utf-8")
+    assert f"`{written(EnvSpec)}`" in page
+    assert f"`{written(ComponentSpec)}`" in page
+    hooks = {n for n in vars(hookspecs) if n.startswith("isentrope_")}
+    assert hooks == set(hookspecs.KINDS_OF_HOOK)
+    for hook, kinds in hookspecs.KINDS_OF_HOOK.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{hook}()`")]
+        assert hook == "isentrope_environments" or all(f"`{kind}`" in row for kind in kinds)
