@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_IDS = {"model": "tiny-qwen3", "engine": "transformers"}
 """Ids, looked up among the plugins like any other."""
+History = Literal["append", "template"]
 Head = Literal["chunked", "cut-cross-entropy"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -73,6 +74,9 @@ class RolloutConfig:
     """Turns per episode."""
     context: int | None = field(default=None, validator=validators.optional(_one_or_more))
     """Tokens per episode, prompt included; None: what the model's positions allow."""
+    history: History = field(default="append", validator=one_of(get_args(History)))
+    """What the policy sees of its earlier turns: what it sampled, or what the chat template makes
+    of them. Where that differs, a new segment begins: more to learn from, and to compute."""
     max_seconds: float | None = field(default=None, validator=validators.optional(_positive))
     """Wall time of an episode; one that takes longer is truncated. Results then depend on the
     machine's speed. None: no limit."""

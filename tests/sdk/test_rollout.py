@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from attrs import define, field
 
+import isentrope
 from isentrope import (
     Completion,
     ConfigError,
@@ -337,3 +338,67 @@ def test_an_environment_that_exits_the_process_only_fails_its_episode(collect) -
 def test_stop_ids_come_from_tokenizer_and_generation_config() -> None:
     model = types.SimpleNamespace(generation_config=types.SimpleNamespace(eos_token_id=[9, END]))
     assert (END, 9) == LanguageModel(model, TOKENIZER).stop_ids
+
+
+# ---------------------------------------------------------------- history as the template has it
+
+
+def forgetful() -> ChatTemplate:
+    tokenizer = train_tokenizer(["higher lower guess a number"], 300)
+    tokenizer.chat_template = FORGETFUL
+    return ChatTemplate(tokenizer, [tokenizer.eos_token_id])
+
+
+def converse(template: ChatTemplate, turns: Sequence[str], history: str) -> TokenLedger:
+    """Have a policy say these turns, each answered with "go on"; return the ledger."""
+    ledger = TokenLedger(template, [{"role": "user", "content": "begin"}], history)  # type: ignore[arg-type]
+    for turn in turns:
+        ledger.policy_said(spoken(turn))
+        ledger.environment_said([{"role": "user", "content": "go on"}])
+    return ledger
+
+
+def test_a_template_that_drops_thinking_begins_a_new_segment_each_turn() -> None:
+    turns = ["<think>a</think>1", "<think>b</think>2", "<think>c</think>3"]
+    appended = converse(forgetful(), turns, "append").segments()
+    anew = converse(forgetful(), turns, "template").segments()
+    assert (1, 3) == (len(appended), len(anew))
+    for turn, segment in enumerate(anew):
+        seen = TOKENIZER.decode(segment.ids)
+        assert turns[turn] in seen, "what was sampled is there, thinking and all"
+        assert all(f"</think>{i}" not in seen for i in range(1, turn + 1))
+        assert {turn} == set(segment.turn[segment.sampled].tolist())
+    sampled = [s.ids[s.sampled].tolist() for s in (*appended, *anew)]
+    assert sampled[0] == [i for part in sampled[1:] for i in part]
+
+
+def test_a_template_that_keeps_everything_stays_in_one_segment() -> None:
+    turns = ["1", "2", "a number"]
+    appended, anew = (converse(TEMPLATE, turns, h) for h in ("append", "template"))
+    assert appended.ids == anew.ids
+    assert 1 == len(anew.segments())
+    assert appended.segments() == anew.segments()
+
+
+def test_what_was_sampled_in_another_way_than_it_is_tokenized_stays_as_it_was() -> None:
+    """Tokens of single bytes, where the tokenizer would write one for the word."""
+    word = TOKENIZER("higher", add_special_tokens=False)["input_ids"]
+    letters = [i for c in "higher" for i in TOKENIZER(c, add_special_tokens=False)["input_ids"]]
+    assert word != letters
+    ledger = TokenLedger(TEMPLATE, [{"role": "user", "content": "begin"}], "template")
+    ledger.policy_said(Completion([*letters, END], [-1.0] * (len(letters) + 1), "stop", 3))
+    ledger.environment_said([{"role": "user", "content": "go on"}])
+    ledger.policy_said(spoken("1"))
+    first, second = ledger.segments()
+    assert [*letters, END] == first.ids[first.sampled].tolist()
+    assert "higher" in TOKENIZER.decode(second.ids[~second.sampled])
+    assert 1 == second.turn[second.sampled].min()
+
+
+@pytest.mark.slow
+def test_a_run_learns_from_episodes_in_several_segments(tiny_run) -> None:
+    options = {**tiny_run, "env": "guess", "iterations": 2}
+    options["rollout"] = {**tiny_run["rollout"], "history": "template", "max_turns": 3}
+    run = isentrope.train(**options)
+    assert all(m["segments_per_episode"] >= 1 for m in run.metrics)
+    assert all(m["mismatch_max"] < 1e-4 for m in run.metrics)

@@ -35,6 +35,7 @@ def rollout_metrics(
     return {
         "tokens": int(sum(e.sampled_tokens for e in episodes)),
         "tokens_per_episode": float(np.mean([e.sampled_tokens for e in good])),
+        "segments_per_episode": float(np.mean([len(e.segments) for e in good])),
         "turns_per_episode": float(np.mean([e.turns for e in good])),
         "episodes": len(episodes),
         **{f"stop/{reason.value}": stops[reason] for reason in StopReason},

@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 from attrs import define, field, frozen
 
-from isentrope.config import EarlyStop, RolloutConfig
+from isentrope.config import EarlyStop, History, RolloutConfig
 from isentrope.engines import Completion, Engine, Sampling, WeightsRef
 from isentrope.episodes import Episode, Message, Status, StopReason
 from isentrope.errors import EngineError, GraderError
@@ -193,7 +193,7 @@ class RolloutCollector:
         request = record.request
         with self._in_environment():
             observation, info = await env.reset(request.task, request.seed)
-        ledger = record.open(self.template, _messages(observation, info))
+        ledger = record.open(self.template, _messages(observation, info), self.config.history)
         for turn in range(self.config.max_turns):
             room = self.context - len(ledger.ids)
             if room < 1:
@@ -269,9 +269,11 @@ class _Record:
     error: str | None = None
     metrics: dict[str, float] = field(factory=dict)
 
-    def open(self, template: ChatTemplate, messages: list[Message]) -> TokenLedger:
+    def open(
+        self, template: ChatTemplate, messages: list[Message], history: History
+    ) -> TokenLedger:
         self.messages += messages
-        self.ledger = TokenLedger(template, messages)
+        self.ledger = TokenLedger(template, messages, history)
         return self.ledger
 
     def say(self, text: str) -> str:
