@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from isentrope.errors import ConfigError, UnknownNameError
@@ -31,6 +33,9 @@ def new(kind: str, name: str, into: Path | None = None) -> Path:
         )
     if name in registry().specs(KINDS[kind]):
         raise ConfigError(f"There is an installed {KINDS[kind]} {name!r} already: choose another.")
+    package = name.replace("-", "_")
+    if keyword.iskeyword(package) or find_spec(package) is not None:
+        raise ConfigError(f"Python knows {package!r} already; choose another name.")
     folder = (into or Path()) / name
     if folder.exists():
         raise ConfigError(f"{folder} exists already; choose another name.")
@@ -38,7 +43,7 @@ def new(kind: str, name: str, into: Path | None = None) -> Path:
     release = version("isentrope").split(".")
     context = {
         "distribution": name,
-        "package": "_".join(words),
+        "package": package,
         "class_name": "".join(word.capitalize() for word in words),
         "id": name,
         "sdk": ".".join(release[:2]),

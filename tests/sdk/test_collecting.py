@@ -130,11 +130,15 @@ class Told:
 
     script: Callable[[int, int], str]
     """Of rollout and turn."""
+    slow: int | None = None
+    """A rollout whose second turn takes an hour."""
     asked: int = 0
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling) -> Completion:
         del prompt
         self.asked += 1
+        if (self.slow, 1) == divmod(sampling.seed % 100, 10):
+            await asyncio.sleep(3600)
         return spoken(self.script(*divmod(sampling.seed % 100, 10)))
 
     async def publish(self, weights: WeightsRef) -> None: ...
@@ -148,6 +152,7 @@ def collect(
     rollouts: int = 4,
     stop: EarlyStop | None = None,
     workers: dict[str, Any] | None = None,
+    slow: int | None = None,
     monkeypatch: pytest.MonkeyPatch,
     **options: Any,
 ) -> tuple[list[Episode], dict[str, float]]:
@@ -157,7 +162,7 @@ def collect(
     config = RolloutConfig(**{"max_tokens": 200, "workers": limits, "retries": 0, **options})
     collector = RolloutCollector(
         WorkerHost(WorkerPool("rogue", ROGUE, {}, limits)),
-        Told(script),
+        Told(script, slow),
         TEMPLATE,
         config,
         config.sampling((END,)),
@@ -256,19 +261,22 @@ def test_an_episode_that_takes_too_long_is_cut_off_and_has_failed_its_task(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     episodes, counts = collect(
-        lambda rollout, turn: ("wait", "hang")[turn] if rollout else "say fine",
-        rollouts=2,
+        lambda rollout, turn: ("wait", "hang")[turn] if rollout == 1 else "wait",
+        rollouts=3,
         workers={"deadline": 60.0},
         max_seconds=2.0,
+        slow=2,
+        max_turns=1_000_000,
         monkeypatch=monkeypatch,
     )
-    for fine, late in (episodes[:2], episodes[2:]):
-        assert Status.OK is fine.status is late.status
-        assert StopReason.MAX_SECONDS is late.stop_reason
+    for of_task in (episodes[:3], episodes[3:]):
+        _, hung, late = of_task
+        assert Status.TIMEOUT is hung.status, "that is its environment's doing"
+        assert (Status.OK, StopReason.MAX_SECONDS) == (late.status, late.stop_reason)
         assert late.truncated
         assert (1.0, 0.0) == (sum(late.rewards), late.reward)
         assert late.sampled_tokens > 0
-    assert 2 == counts["workers/killed"]
+    assert counts["workers/killed"] >= 2
 
 
 def test_groups_smaller_than_asked_for_are_dropped_and_counted() -> None:

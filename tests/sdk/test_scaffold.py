@@ -21,6 +21,8 @@ from isentrope.scaffold import KINDS, new
         ("env", "My Env", "small letters, digits and dashes"),
         ("env", "arithmetic", "an installed environment 'arithmetic' already"),
         ("objective", "there", "exists already"),
+        ("env", "class", "Python knows 'class' already"),
+        ("env", "json", "Python knows 'json' already"),
     ],
 )
 def test_a_wrong_kind_or_name_is_refused(tmp_path: Path, kind: str, name: str, said: str) -> None:

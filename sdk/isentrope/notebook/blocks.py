@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable
 from typing import Literal, get_args
 
-from attrs import field, frozen, validators
+from attrs import field, frozen
 
-from isentrope.validation import one_of
+from isentrope.errors import ConfigError
+from isentrope.validation import flag, one_of
 
 Take = Literal["first", "last", "all"]
 Unclosed = Literal["run", "ignore"]
@@ -16,7 +17,10 @@ _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n]*\n?", re.MULTILIN
 
 
 def _tags(tags: Iterable[str]) -> frozenset[str]:
-    return frozenset(tag.lower() for tag in tags)
+    found = [] if isinstance(tags, str) or not isinstance(tags, Iterable) else list(tags)
+    if not found or not all(isinstance(tag, str) for tag in found):
+        raise ConfigError(f"CodeBlocks.tags must be a list of words; got {tags!r}.")
+    return frozenset(tag.lower() for tag in found)
 
 
 @frozen(kw_only=True)
@@ -29,7 +33,7 @@ class CodeBlocks:
     """Which blocks are run, each as a cell."""
     unclosed: Unclosed = field(default="run", validator=one_of(get_args(Unclosed)))
     """What becomes of a last block whose fence is not closed: a turn may have been cut off."""
-    bare: bool = field(default=False, validator=validators.instance_of(bool))
+    bare: bool = field(default=False, validator=flag())
     """Take a turn without any fence for code."""
 
     def parse(self, turn: str) -> list[str]:

@@ -9,15 +9,25 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import resource
 import signal
 import struct
 from collections.abc import Iterable
 from typing import Any
 
-from isentrope.workers.shim import PR_SET_PDEATHSIG, be_somebody, libc
+from isentrope.workers.shim import (
+    LEAST_UID,
+    PR_SET_PDEATHSIG,
+    be_somebody,
+    bound,
+    keep_capabilities,
+    libc,
+)
 
-CLONE_NEWNET, CLONE_NEWUSER = 0x40000000, 0x10000000
+CLONE_NEWNET, CLONE_NEWUSER, CLONE_NEWIPC = 0x40000000, 0x10000000, 0x08000000
+TO_READ = (2,)
+"""The capability to read whatever root may; which that is, Landlock says."""
+OF_PYTHON = 512 * 2**20
+"""Address space that the interpreter itself takes."""
 PR_SET_NO_NEW_PRIVS = 38
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
@@ -27,34 +37,40 @@ OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL
 """Rights that a rule for a single file may grant."""
 
 
-def confine(limits: dict[str, Any], read: Iterable[str], write: Iterable[str]) -> dict[str, bool]:
+def confine(limits: dict[str, Any], read: Iterable[str], folder: str) -> dict[str, bool]:
     """Shut this process in; return which protections hold: files, network, processes.
 
-    limits: memory_bytes, cpu_seconds, file_bytes, processes. read, write: files and folders.
+    limits: memory_bytes, cpu_seconds, file_bytes, processes. read: files and folders. folder: what
+    alone may be written.
     """
     network = _leave_network()
+    libc.unshare(CLONE_NEWIPC)
     for name, value in (
         ("RLIMIT_DATA", limits["memory_bytes"]),
+        ("RLIMIT_AS", limits["memory_bytes"] + OF_PYTHON),
         ("RLIMIT_CPU", limits["cpu_seconds"]),
         ("RLIMIT_FSIZE", limits["file_bytes"]),
         ("RLIMIT_NOFILE", 256),
         ("RLIMIT_CORE", 0),
     ):
-        resource.setrlimit(getattr(resource, name), (value, value))
+        bound(name, value)
     # In a worker the environment's own processes count too, and elsewhere all of the user's.
     root = os.geteuid() == 0
-    processes = be_somebody() if root else True
-    count = limits["processes"] + (0 if root else 8)
-    _, most = resource.getrlimit(resource.RLIMIT_NPROC)
-    count = count if most == resource.RLIM_INFINITY else min(count, most)
-    resource.setrlimit(resource.RLIMIT_NPROC, (count, count))
+    if root:
+        os.chown(folder, LEAST_UID + os.getpid(), -1)
+    processes = be_somebody(TO_READ) if root else True
+    keep_capabilities(TO_READ)  # a worker has more: it could change what is not its own
+    bound("RLIMIT_NPROC", limits["processes"] + (0 if root else 8))
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    files, tcp = _landlock(read, write)
+    files, tcp = _landlock(read, [folder, os.devnull])
     return {"files": files, "network": network or tcp, "processes": processes}
 
 
 def _leave_network() -> bool:
-    return any(libc.unshare(flags) == 0 for flags in (CLONE_NEWNET, CLONE_NEWUSER | CLONE_NEWNET))
+    if libc.unshare(CLONE_NEWNET) == 0:
+        return True
+    # A worker of root's keeps what it may read by a capability, which a new user would lose.
+    return os.geteuid() < LEAST_UID and libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0
 
 
 def _landlock(read: Iterable[str], write: Iterable[str]) -> tuple[bool, bool]:

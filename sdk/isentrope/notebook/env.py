@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from typing import Any
 
@@ -50,8 +51,9 @@ class NotebookEnv(TextEnv):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Run the turn's cells, up to one that submits or fails; say what they printed."""
         said: list[str] = []
+        end = time.monotonic() + self.limits.seconds
         for code in self.blocks.parse(action):
-            cell = self._run(code)
+            cell = self._run(code, max(0.01, end - time.monotonic()))
             if cell.answers:
                 return self._end(cell.answers[0])
             said.append(cell.output.rstrip() or ("" if cell.died else NO_OUTPUT))
@@ -66,13 +68,13 @@ class NotebookEnv(TextEnv):
         if (notebook := getattr(self, "_notebook", None)) is not None:
             notebook.close()
 
-    def _run(self, code: str) -> Cell:
+    def _run(self, code: str, seconds: float) -> Cell:
         if not self._notebook.running and (setup := self.setup()):
             prepared = self._notebook.run(setup)
             if not prepared.ran:
                 raise RuntimeError(f"setup() failed: {prepared.died or prepared.output}")
         self._cells += 1
-        return self._notebook.run(code)
+        return self._notebook.run(code, seconds)
 
     def _end(self, answer: Any) -> tuple[str, float, bool, bool, dict[str, Any]]:
         reward = float(self.grade(answer))

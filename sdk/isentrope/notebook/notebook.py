@@ -19,7 +19,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from isentrope.errors import ConfigError
-from isentrope.validation import real, whole
+from isentrope.validation import flag, real, whole
 from isentrope.workers.shim import send
 
 START = 30.0
@@ -35,16 +35,17 @@ class NotebookLimits:
     """What a notebook's cells may use."""
 
     seconds: float = field(default=10.0, validator=real(above=0))
-    """Wall time of a cell; then the notebook is killed, and begins again empty."""
+    """Wall time of a turn's cells; then the notebook is killed, and begins again empty. Less than
+    ``rollout.workers.deadline``, or that comes first."""
     memory_mib: int = field(default=1024, validator=whole(64))
     cpu_seconds: int = field(default=120, validator=whole(1))
     """Processor time of a notebook."""
     processes: int = field(default=16, validator=whole(1))
     output: int = field(default=4000, validator=whole(100))
     """Characters of a cell's output that are kept: the first and the last half."""
-    packages: bool = False
+    packages: bool = field(default=False, validator=flag())
     """Let cells import what is installed, and so read it: your environment's own source, too."""
-    unprotected: bool = False
+    unprotected: bool = field(default=False, validator=flag())
     """Run even where files and network cannot be shut off: an old kernel, or no Linux."""
 
 
@@ -79,8 +80,10 @@ class Notebook:
         """Whether there is a process, with what earlier cells left in it."""
         return self._channel is not None
 
-    def run(self, code: str) -> Cell:
+    def run(self, code: str, seconds: float | None = None) -> Cell:
         """Run a cell; a notebook that is not there is started.
+
+        seconds: that it may take, if fewer than the limits'.
 
         Raises `ConfigError` where nothing shuts it in, and `OSError` where it does not start: both
         are the machine's doing, and not the cell's.
@@ -88,12 +91,12 @@ class Notebook:
         if self._channel is None:
             self._start()
         assert self._channel is not None
-        end = time.monotonic() + self.limits.seconds
+        allowed = self.limits.seconds if seconds is None else min(seconds, self.limits.seconds)
+        end = time.monotonic() + allowed
         try:
-            self._channel.settimeout(self.limits.seconds)
+            self._channel.settimeout(allowed)
             send(self._channel, {"code": code})
-            reply = _receive(self._channel, end)
-            return Cell(reply["output"], bool(reply["ran"]), tuple(reply["submitted"]))
+            return self._cell(_receive(self._channel, end))
         except TimeoutError:
             self.close()
             how = f"The cell took longer than {self.limits.seconds:g} s."
@@ -112,8 +115,16 @@ class Notebook:
                 os.killpg(self._process, signal.SIGKILL)
             self._process = None
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+            folder, self._folder = self._folder, None
+            with suppress(OSError, RecursionError):  # whatever a cell has made of it
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _cell(self, reply: dict[str, Any]) -> Cell:
+        """Read what a cell's process says; a cell may have said it itself."""
+        output, answers = reply["output"], reply["submitted"]
+        if not isinstance(output, str) or not isinstance(answers, list):
+            raise ValueError("no reply of ours")
+        return Cell(output[: 2 * self.limits.output], bool(reply["ran"]), tuple(answers[:1]))
 
     def _start(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="isentrope-notebook-")

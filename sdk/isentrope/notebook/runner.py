@@ -106,7 +106,7 @@ def notebook(channel: socket.socket) -> None:
         """Hand in an answer; it is judged at the end of the cell."""
         submitted.append(json.loads(json.dumps(answer)))
 
-    held = confine(about["limits"], about["read"], [about["folder"], os.devnull])
+    held = confine(about["limits"], about["read"], about["folder"])
     send(channel, {"held": held, "process": os.getpid()})
     space: dict[str, Any] = {"__name__": "__main__", "submit": submit}
     number = 0

@@ -80,6 +80,7 @@ class ChatTemplate:
         )
 
     def _inert(self, content: str) -> str:
+        content = content.encode("utf-8", "replace").decode()  # no tokenizer reads half a character
         for token in self._control:
             if token in content:
                 content = content.replace(token, f"{token[0]}\u200b{token[1:]}")

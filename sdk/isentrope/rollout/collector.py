@@ -31,6 +31,9 @@ OF_ENVIRONMENTS = frozenset(Status) - {Status.OK, Status.ENGINE_ERROR, Status.CA
 """Failures that another attempt, on a fresh environment, may not meet."""
 
 
+LATE = "rollout.max_seconds passed while an environment was at work: its own, or another's."
+
+
 @frozen
 class Request:
     """One episode to run."""
@@ -146,20 +149,24 @@ class RolloutCollector:
         record, env, lowest = _Record(request), None, 0.0
         limit = asyncio.timeout(self.config.max_seconds)
         try:
+            with self._in_environment():
+                env = await self.host.borrow()
+            lowest = env.lowest
             async with limit:
-                with self._in_environment():
-                    env = await self.host.borrow()
-                lowest = env.lowest
                 await self._play(place, env, record, turnstile)
         except EngineError as error:
             record.fail(Status.ENGINE_ERROR, str(error))
         except WorkerError as error:
             record.fail(error.status, str(error))
-        except (asyncio.CancelledError, Exception, SystemExit) as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
-            if limit.expired():
+            if limit.expired() and record.sampling:
                 record.stop(StopReason.MAX_SECONDS)
+            elif limit.expired():
+                record.fail(Status.TIMEOUT, LATE)
             else:  # a stranger's code: whatever it raises is data
                 record.fail(_status_of(error), traceback.format_exc(limit=-8))
         finally:
@@ -205,7 +212,9 @@ class RolloutCollector:
                 seed=derive(request.sampling_seed, turn),
             )
             async with turnstile.turn(place):
+                record.sampling = True
                 completion = await self.engine.generate(ledger.ids, sampling)
+                record.sampling = False
             self._check(completion)
             action = record.say(ledger.policy_said(completion))
             if completion.finish_reason == "length":
@@ -260,6 +269,8 @@ class _Record:
     """An episode in the making."""
 
     request: Request
+    sampling: bool = False
+    """Whether it is the policy that is at work, and not an environment."""
     ledger: TokenLedger | None = None
     messages: list[Message] = field(factory=list)
     rewards: list[float] = field(factory=list)

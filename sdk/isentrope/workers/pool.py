@@ -46,6 +46,7 @@ class WorkerPool:
     about: dict[str, Any] = field(factory=dict, init=False)
     """What the environment says of itself, once there was one."""
     _nursery: tuple[subprocess.Popen[bytes], socket.socket] | None = field(default=None, init=False)
+    _broken: WorkerError | None = field(default=None, init=False)
     _opening: asyncio.Lock = field(factory=asyncio.Lock, init=False)
     _idle: list[Worker] = field(factory=list, init=False)
 
@@ -100,8 +101,14 @@ class WorkerPool:
 
     async def _fork(self) -> Worker:
         async with self._opening:
+            if self._broken is not None:  # waiting for it once is enough
+                raise WorkerError(self._broken.status, str(self._broken))
             if self._nursery is None:
-                self._nursery = await self._open()
+                try:
+                    self._nursery = await self._open()
+                except WorkerError as error:
+                    self._broken = error
+                    raise
             _, channel = self._nursery
             control, far_control = socket.socketpair()
             data, far_data = socket.socketpair()

@@ -235,6 +235,7 @@ def _work(data: socket.socket, sink: int, about: dict[str, Any]) -> None:
     counted = _limit(about["limits"])
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a change of user forgets it
     environment: Any = None
+    own = os.getpid()
     while True:
         call = receive(data)
         if call is None:
@@ -256,8 +257,12 @@ def _work(data: socket.socket, sink: int, about: dict[str, Any]) -> None:
                 environment.close()
                 _reply(data, {"ok": None})
                 os._exit(0)
+            if os.getpid() != own:
+                os._exit(1)
             _reply(data, answer)
         except BaseException as error:  # a stranger's code: whatever it raises is data
+            if os.getpid() != own:  # a fork of its, which comes out here
+                os._exit(1)
             _reply(data, _failure(error))
 
 
@@ -312,17 +317,24 @@ def _seed(seed: int) -> None:
             target(seed % 2**32)
 
 
+def bound(name: str, value: float) -> None:
+    """Set a limit of this process, or leave a lower one that it has."""
+    number = getattr(resource, name)
+    _, most = resource.getrlimit(number)
+    least = int(value) if most == resource.RLIM_INFINITY else min(int(value), most)
+    resource.setrlimit(number, (least, least))
+
+
 def _limit(limits: dict[str, Any]) -> bool:
     """Hold this process, and all that it starts, to its limits; say whether processes count."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    size = limits["memory_bytes"]
-    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+    bound("RLIMIT_CORE", 0)
+    bound("RLIMIT_DATA", limits["memory_bytes"])
     count, counted = limits["processes"], True
     if os.geteuid() == 0:
-        counted = be_somebody()
+        counted = be_somebody(KEPT_CAPABILITIES)
     else:
         count = limits["processes_in_all"]
-    resource.setrlimit(resource.RLIMIT_NPROC, (count, count))
+    bound("RLIMIT_NPROC", count)
     return counted
 
 
@@ -343,26 +355,34 @@ def _allow_cpu(seconds: float) -> None:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     used = usage.ru_utime + usage.ru_stime
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used + seconds) + 1, hard))
+    allowed = int(used + seconds) + 1
+    allowed = allowed if hard == resource.RLIM_INFINITY else min(allowed, hard)
+    resource.setrlimit(resource.RLIMIT_CPU, (allowed, hard))
 
 
-def be_somebody() -> bool:
-    """Change from root to a user that nobody else is, who may read and write what root may.
+def be_somebody(kept: tuple[int, ...]) -> bool:
+    """Change from root to a user that nobody else is, who keeps some of root's capabilities.
 
     Its processes are counted, which root's are not, and it cannot signal or trace those of others.
     Returns False where there is no such user, in some containers.
     """
     user = LEAST_UID + os.getpid()
-    bits = sum(1 << capability for capability in KEPT_CAPABILITIES)
     libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
     try:
         os.setresuid(user, user, user)
     except OSError:
         return False
-    libc.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", bits, bits, bits, 0, 0, 0))
-    for capability in KEPT_CAPABILITIES:  # for what it executes, too
-        libc.prctl(PR_CAP_AMBIENT, 2, capability, 0, 0)
+    keep_capabilities(kept)
     return True
+
+
+def keep_capabilities(kept: tuple[int, ...]) -> None:
+    """Give up all other capabilities, for what this process executes, too."""
+    bits = sum(1 << capability for capability in kept)
+    libc.prctl(PR_CAP_AMBIENT, 4, 0, 0, 0)
+    libc.capset(struct.pack("Ii", 0x20080522, 0), struct.pack("6I", bits, bits, bits, 0, 0, 0))
+    for capability in kept:
+        libc.prctl(PR_CAP_AMBIENT, 2, capability, 0, 0)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ class End:
         if self.code is None:
             how = "Its process and its keeper are gone"
         elif self.code < 0:
-            how = f"Its process was ended by {signal.Signals(-self.code).name}"
+            known = {s.value: s.name for s in signal.Signals}
+            how = f"Its process was ended by {known.get(-self.code, f'signal {-self.code}')}"
         else:
             how = f"Its process left with exit code {self.code}"
         return f"{how}.\n{self.output}".rstrip()
@@ -80,6 +81,8 @@ class Worker:
             async with asyncio.timeout(deadline):
                 await send(self._data, {"call": name, **arguments})
                 answer = await receive(self._data)
+                if not ("ok" in answer or isinstance(answer.get("error"), list)):
+                    raise ValueError(f"not an answer: {answer!r}")
         except TimeoutError:
             end = await self.kill()
             raise WorkerError(
@@ -93,7 +96,7 @@ class Worker:
             await asyncio.shield(self.kill())
             raise
         if "error" in answer:
-            raise WorkerError(_status(answer["error"]), str(answer["text"]))
+            raise WorkerError(_status(answer["error"]), str(answer.get("text", "")))
         return answer["ok"]
 
     async def kill(self) -> End:
