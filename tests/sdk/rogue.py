@@ -100,6 +100,15 @@ class Rogue(TextEnv):
                 return count
         return 10_000
 
+    def fork(self, _: str) -> str:
+        if os.fork() == 0:
+            raise SystemExit(0)
+        time.sleep(0.2)
+        return "parent"
+
+    def kill(self, number: str) -> None:
+        os.kill(os.getpid(), int(number))
+
     def threads(self, _: str) -> int:
         for count in range(10_000):
             try:

@@ -276,3 +276,50 @@ def test_a_tiny_policy_learns_from_turns_in_notebooks(
     assert 0 == sum(m["workers/leaked"] for m in run.metrics)
     talk = run.episodes[0]["messages"]
     assert ["user", "assistant", "user", "assistant"] == [m["role"] for m in talk[:4]]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "print('\\ud800')",
+        "import sys; type(sys.stdout).text = lambda self: 5",
+        "import sys; type(sys.stdout).text = lambda self: 'x' * 10**6",
+        "import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')\nos._exit(0)",
+        "import time; time.sleep(1.5)\n```\n```\nimport time; time.sleep(1.5)",
+    ],
+    ids=["half a character", "no text", "too much text", "deep folders", "slow blocks"],
+)
+def test_no_cell_makes_its_environment_fail(code: str) -> None:
+    env = isentrope.make("boxes")
+    env.reset(seed=0, options={"task": "train-max-0"})
+    seen, _, terminated, *_ = env.step(f"```\n{code}\n```")
+    assert len(seen) < 3000
+    assert not terminated
+    env.reset(seed=0, options={"task": "train-max-1"})
+    assert "'do'" in env.step("```\nbox\n```")[0]
+    env.close()
+
+
+def test_what_is_not_its_own_cannot_be_changed(notebook: Notebook, tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("x")
+    before = (tmp_path / "theirs").stat()
+    for call in ("chmod({0!r}, 0)", "utime({0!r})", "chown({0!r}, os.getuid(), -1)"):
+        cell = notebook.run(f"import os; os.{call.format(str(tmp_path / 'theirs'))}")
+        assert "PermissionError" in cell.output
+    after = (tmp_path / "theirs").stat()
+    assert (before.st_mode, before.st_uid, before.st_mtime) == (
+        after.st_mode, after.st_uid, after.st_mtime,
+    )  # fmt: skip
+
+
+def test_shared_memory_counts_too(notebook: Notebook) -> None:
+    code = "import mmap; m = mmap.mmap(-1, 4 << 30)"
+    assert not notebook.run(code).ran
+
+
+@pytest.mark.parametrize("tags", ["python", None, [1], []])
+def test_tags_that_are_no_list_of_words_are_refused(tags: Any) -> None:
+    with pytest.raises(ConfigError, match=r"CodeBlocks\.tags must be a list of words"):
+        CodeBlocks(tags=tags)
+    with pytest.raises(ConfigError):
+        NotebookLimits(unprotected="false")  # type: ignore[arg-type]  # the mistake

@@ -391,3 +391,47 @@ def test_a_run_trains_on_it(foreign: Path, tiny_run: dict[str, Any]) -> None:
     assert 32 == run.metrics[0]["status/ok"]
     assert 16 >= run.metrics[0]["workers/started"] > 0
     del foreign
+
+
+def test_a_fork_that_comes_back_answers_nobody() -> None:
+    async def twice(pool: WorkerPool) -> list[Any]:
+        worker = await begin(pool)
+        found = [(await act(pool, worker, "fork"))[0]]
+        for _ in range(5):
+            found.append((await act(pool, worker, "say x"))[0])
+        await pool.give_back(worker, clean=True)
+        return found
+
+    parent, *others = use(twice)
+    assert ("parent", ["x"] * 5) == (parent, others)
+
+
+def test_any_signal_has_a_name() -> None:
+    assert "ended by signal 40" in str(fails("kill 40"))
+
+
+def test_lower_limits_that_were_there_stay() -> None:
+    """Of whoever starts the run: a container, a cluster."""
+    code = """
+import asyncio, resource
+resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))
+resource.setrlimit(resource.RLIMIT_CPU, (300, 300))
+from tests.sdk.test_workers import does
+print(does("say fine")[0], does("say well")[0])
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "fine well" in found.stdout
+
+
+def test_a_module_that_does_not_import_in_time_is_waited_for_once() -> None:
+    pool = WorkerPool("slow", "tests.sdk.slow_import:Env", {}, WorkerConfig(start_deadline=1.0))
+
+    async def several(pool: WorkerPool) -> float:
+        start = time.monotonic()
+        found = await asyncio.gather(*(pool.borrow() for _ in range(4)), return_exceptions=True)
+        assert all(isinstance(e, WorkerError) and e.status is Status.TIMEOUT for e in found)
+        return time.monotonic() - start
+
+    assert use(several, pool) < 3.0
