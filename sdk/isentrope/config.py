@@ -78,8 +78,8 @@ class RolloutConfig:
     """What the policy sees of its earlier turns: what it sampled, or what the chat template makes
     of them. Where that differs, a new segment begins: more to learn from, and to compute."""
     max_seconds: float | None = field(default=None, validator=validators.optional(_positive))
-    """Wall time of an episode; one that takes longer is truncated. Results then depend on the
-    machine's speed. None: no limit."""
+    """Wall time of an episode. One whose policy is at work by then is truncated, any other failed
+    (``timeout``). Results then depend on the machine's speed. None: no limit."""
     retries: int = field(default=1, validator=whole(0))
     """How often an episode is begun again, on a fresh environment, after its environment failed."""
     min_group: int = field(default=2, validator=whole(2))
