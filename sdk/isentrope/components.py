@@ -35,8 +35,9 @@ from isentrope.structuring import (
     unstructure,
 )
 from isentrope.targets import EntropyTarget, Schedule
+from isentrope.workers.cluster import RayPool
 from isentrope.workers.limits import WorkerConfig
-from isentrope.workers.pool import WorkerPool
+from isentrope.workers.pool import Pool, WorkerPool
 from isentrope.workers.remote import RemoteEnv
 from isentrope.workers.worker import WorkerError
 
@@ -97,16 +98,16 @@ def _remote(spec: EnvSpec, env_id: str, config: Mapping[str, Any]) -> TextEnv:
         raise ConfigError(f"Environment {env_id!r} cannot be made: {reason}") from error
 
 
-def pool_of(
-    spec: EnvSpec, env_id: str, config: Mapping[str, Any], limits: WorkerConfig
-) -> WorkerPool:
+def pool_of(spec: EnvSpec, env_id: str, config: Mapping[str, Any], limits: WorkerConfig) -> Pool:
     """Return the workers of an environment.
 
-    Raises `ConfigError` where its interpreter is not there.
+    Raises `ConfigError` where its interpreter, Ray, or its cluster is not there.
     """
-    if spec.python is not None and not Path(spec.python).is_file():
+    here = limits.ray is None
+    if here and spec.python is not None and not Path(spec.python).is_file():
         raise ConfigError(f"The interpreter of {env_id!r} is not there: {spec.python}.")
-    return WorkerPool(
+    pool: type[Pool] = WorkerPool if here else RayPool
+    return pool(
         name=env_id,
         entry_point=spec.entry_point,
         config=config,

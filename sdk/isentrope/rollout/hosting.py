@@ -14,8 +14,7 @@ from isentrope.environments import TextEnv, checked_reset, checked_step
 from isentrope.errors import ConfigError, EnvironmentContractError
 from isentrope.specs import EnvRef
 from isentrope.workers.limits import WorkerConfig
-from isentrope.workers.pool import WorkerPool
-from isentrope.workers.worker import Worker
+from isentrope.workers.pool import Caller, Pool
 
 Step = tuple[str, float, bool, bool, dict[str, Any]]
 
@@ -111,8 +110,8 @@ class LocalHost(Host):
 class WorkerEnv:
     """An environment in a worker."""
 
-    pool: WorkerPool
-    worker: Worker
+    pool: Pool
+    worker: Caller
 
     @property
     def lowest(self) -> float:
@@ -121,7 +120,7 @@ class WorkerEnv:
 
     async def reset(self, task: str, seed: int) -> tuple[str, dict[str, Any]]:
         """Begin an episode of a task, within the deadline."""
-        result = await self._call("reset", task=task, seed=seed)
+        result = await self.pool.ask(self.worker, "reset", task=task, seed=seed)
         observation, info = checked_reset(self.pool.name, result)
         if info.get("task", task) != task:
             raise EnvironmentContractError(
@@ -132,18 +131,14 @@ class WorkerEnv:
 
     async def step(self, action: str) -> Step:
         """Answer a turn, within the deadline."""
-        return checked_step(self.pool.name, await self._call("step", action=action))
-
-    async def _call(self, name: str, **arguments: Any) -> Any:
-        result = await self.worker.call(name, self.pool.limits.deadline, **arguments)
-        return tuple(result) if isinstance(result, list) else result  # JSON has no tuples
+        return checked_step(self.pool.name, await self.pool.ask(self.worker, "step", action=action))
 
 
 @define
 class WorkerHost(Host):
     """Environments in workers."""
 
-    pool: WorkerPool
+    pool: Pool
 
     def __attrs_post_init__(self) -> None:
         """Lend as many as there may be processes."""
@@ -163,14 +158,13 @@ class WorkerHost(Host):
 
     def counts(self) -> dict[str, int]:
         """Workers started and killed, and processes that closed environments left behind."""
-        pool = self.pool
-        return {"started": pool.started, "killed": pool.killed, "leaked": pool.leaked}
+        return self.pool.counts()
 
 
 def host_of(ref: EnvRef, limits: WorkerConfig) -> Host:
     """Return what runs an environment: where it declares, or where `limits` say.
 
-    Raises `ConfigError` for an interpreter that does not exist, or that could not be used.
+    Raises `ConfigError` for an interpreter or a cluster that is not there, or could not be used.
     """
     spec = env_spec(ref.id)
     isolation = limits.isolation or spec.isolation
@@ -184,6 +178,11 @@ def host_of(ref: EnvRef, limits: WorkerConfig) -> Host:
             raise ConfigError(
                 f"{ref.id!r} runs in an interpreter of its own ({spec.python}), so it cannot have "
                 "isolation 'none'."
+            )
+        if limits.ray is not None:
+            raise ConfigError(
+                f"{ref.id!r} runs in the run's own process, and so not on Ray: set "
+                "rollout.workers.isolation = 'process', or leave out rollout.workers.ray."
             )
         return LocalHost(lambda: make(ref.id, **ref.config))
     return WorkerHost(pool_of(spec, ref.id, {**spec.config, **ref.config}, limits))

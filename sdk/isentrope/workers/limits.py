@@ -20,6 +20,11 @@ class WorkerConfig:
     """Where environments run; None: where they declare."""
     count: int = field(default=16, validator=whole(1))
     """How many at most; as many episodes run at a time."""
+    ray: str | None = field(
+        default=None, validator=validators.optional(validators.instance_of(str))
+    )
+    """Address of a Ray cluster whose machines they run on: ``"auto"``, ``"host:port"``, or
+    ``"local"`` for one of its own here. None: this machine, without Ray."""
     start_deadline: float = field(default=60.0, validator=real(above=0))
     """Seconds of wall time to import and construct an environment."""
     deadline: float = field(default=30.0, validator=real(above=0))

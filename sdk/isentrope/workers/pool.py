@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from attrs import define, field
 
@@ -23,8 +24,16 @@ SINGLE = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
 """A fork does not take threads along."""
 
 
+class Caller(Protocol):
+    """A worker that was borrowed, wherever it is."""
+
+    async def call(self, name: str, deadline: float, **arguments: Any) -> Any:
+        """Return what its environment answers; see `Worker.call`."""
+        ...
+
+
 @define(eq=False)
-class WorkerPool:
+class Pool(ABC):
     """Workers of one environment, reused while they are clean."""
 
     name: str
@@ -36,6 +45,38 @@ class WorkerPool:
     """An interpreter, if it is not this one."""
     fresh: bool = False
     """No worker is used twice."""
+    about: dict[str, Any] = field(factory=dict, init=False)
+    """What the environment says of itself, once a worker was borrowed."""
+
+    @abstractmethod
+    async def borrow(self) -> Any:
+        """Return a worker whose environment is made.
+
+        Raises `WorkerError` where it cannot be made.
+        """
+
+    @abstractmethod
+    async def give_back(self, worker: Any, *, clean: bool) -> None:
+        """Take a worker back; one that is not clean is killed."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End every worker that is not borrowed."""
+
+    @abstractmethod
+    def counts(self) -> dict[str, int]:
+        """Return workers started and killed, and processes that closed environments left behind."""
+
+    async def ask(self, worker: Caller, name: str, **arguments: Any) -> Any:
+        """Return what a worker's environment returns, within the deadline."""
+        result = await worker.call(name, self.limits.deadline, **arguments)
+        return tuple(result) if isinstance(result, list) else result  # JSON has no tuples
+
+
+@define(eq=False)
+class WorkerPool(Pool):
+    """Workers on this machine."""
+
     hash_seed: int = 0
     """What strings hash by, so that sets come in the same order in every worker."""
     started: int = field(default=0, init=False)
@@ -43,18 +84,13 @@ class WorkerPool:
     """Workers that had to be."""
     leaked: int = field(default=0, init=False)
     """Processes that closed environments left behind; they were killed."""
-    about: dict[str, Any] = field(factory=dict, init=False)
-    """What the environment says of itself, once there was one."""
     _nursery: tuple[subprocess.Popen[bytes], socket.socket] | None = field(default=None, init=False)
     _broken: WorkerError | None = field(default=None, init=False)
     _opening: asyncio.Lock = field(factory=asyncio.Lock, init=False)
     _idle: list[Worker] = field(factory=list, init=False)
 
     async def borrow(self) -> Worker:
-        """Return a worker whose environment is made.
-
-        Raises `WorkerError` where it cannot be made.
-        """
+        """Return an idle worker, or start one."""
         return self._idle.pop() if self._idle else await self._start()
 
     async def give_back(self, worker: Worker, *, clean: bool) -> None:
@@ -73,6 +109,10 @@ class WorkerPool:
             self._nursery = None
             channel.close()
             await asyncio.to_thread(_end_nursery, process)
+
+    def counts(self) -> dict[str, int]:
+        """Return workers started and killed, and processes that closed environments left behind."""
+        return {"started": self.started, "killed": self.killed, "leaked": self.leaked}
 
     async def _end(self, worker: Worker, *, clean: bool) -> None:
         end = await (worker.close(self.limits.deadline) if clean else worker.kill())
@@ -125,14 +165,19 @@ class WorkerPool:
         """Start an interpreter that has imported the environment's module."""
         own, far = socket.socketpair()
         with far:
-            process = subprocess.Popen(  # noqa: S603  # an interpreter that a plugin names
-                [self.python or sys.executable, str(SHIM), str(far.fileno())],
-                pass_fds=[far.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the run alone
-                env={**os.environ, **SINGLE, "PYTHONHASHSEED": str(self.hash_seed)},
-            )
+            try:
+                process = subprocess.Popen(  # noqa: S603  # an interpreter that a plugin names
+                    [self.python or sys.executable, str(SHIM), str(far.fileno())],
+                    pass_fds=[far.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C is for the run alone
+                    env={**os.environ, **SINGLE, "PYTHONHASHSEED": str(self.hash_seed)},
+                )
+            except OSError as error:
+                own.close()
+                message = f"The interpreter of {self.name!r} does not start: {error}."
+                raise WorkerError(Status.CRASHED, message) from error
         own.setblocking(False)
         try:
             async with asyncio.timeout(self.limits.start_deadline):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from isentrope.environments import Task, TaskSet, TextEnv, checked_reset, checked_step
 from isentrope.looping import off_loop
-from isentrope.workers.pool import WorkerPool
+from isentrope.workers.pool import Pool
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ class RemoteEnv(TextEnv):
     Raises `WorkerError` where it cannot be made, or fails.
     """
 
-    def __init__(self, pool: WorkerPool) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
         try:
             self._worker = _run(pool.borrow())
@@ -53,9 +53,7 @@ class RemoteEnv(TextEnv):
         _run(self._pool.close())
 
     def _call(self, name: str, **arguments: Any) -> Any:
-        limit = self._pool.limits.deadline
-        result = _run(self._worker.call(name, limit, **arguments))
-        return tuple(result) if isinstance(result, list) else result  # JSON has no tuples
+        return _run(self._pool.ask(self._worker, name, **arguments))
 
 
 def _run(call: Coroutine[Any, Any, T]) -> T:
