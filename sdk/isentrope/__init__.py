@@ -55,6 +55,9 @@ if TYPE_CHECKING:
     from isentrope.loop import train as train
     from isentrope.models import LanguageModel as LanguageModel
     from isentrope.models import ModelConfig as ModelConfig
+    from isentrope.notebook.blocks import ALL_BLOCKS as ALL_BLOCKS
+    from isentrope.notebook.blocks import BARE_CODE as BARE_CODE
+    from isentrope.notebook.blocks import FIRST_BLOCK as FIRST_BLOCK
     from isentrope.notebook.blocks import CodeBlocks as CodeBlocks
     from isentrope.notebook.env import NotebookEnv as NotebookEnv
     from isentrope.notebook.notebook import NotebookLimits as NotebookLimits
@@ -92,7 +95,7 @@ _HOME = {
     "hookspecs": "hookimpl",
     "loop": "train",
     "models": "LanguageModel ModelConfig",
-    "notebook.blocks": "CodeBlocks",
+    "notebook.blocks": "ALL_BLOCKS BARE_CODE CodeBlocks FIRST_BLOCK",
     "notebook.env": "NotebookEnv",
     "notebook.notebook": "NotebookLimits",
     "parts": "AdvantageEstimator AdvantageTransform Controller Knob Objective Statistics "

@@ -23,7 +23,7 @@ class GymText(TextEnv):
     splits: how many tasks each has. reward_range: bounds of an episode's return. An episode is a
     success if its last info says so, or, where that says nothing, if its return is the highest.
 
-    Raises `ConfigError` where it cannot be made.
+    Raises `ConfigError` where it cannot be made, or is not of text.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class GymText(TextEnv):
     ) -> None:
         low, high = reward_range
         self.reward_range = (float(low), float(high))  # type: ignore[misc]  # this one's own
-        self.env = _made(make, dict(options or {}))
+        self.env = _made(make, options or {})
         tasks: dict[str, list[Task]] = {}
         first = 0
         for split, count in splits.items():
@@ -67,15 +67,28 @@ class GymText(TextEnv):
         self.env.close()
 
 
-def _made(make: str | Callable[..., Any], options: dict[str, Any]) -> Any:
+def _made(make: Any, options: Any) -> gymnasium.Env[Any, Any]:
+    if not isinstance(make, str) and not callable(make):
+        raise ConfigError(
+            f"make must be a Gymnasium id, 'package.module:factory' or a callable; got {make!r}."
+        )
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"options must be a table of arguments for {make!r}; got {options!r}.")
     try:
         if not isinstance(make, str):
-            return make(**options)
-        if ":" in make:
-            return load_entry_point(make)(**options)
-        return gymnasium.make(make, **options)
+            env = make(**options)
+        elif ":" in make:
+            env = load_entry_point(make)(**options)
+        else:
+            env = gymnasium.make(make, **options)
+        samples = {name: getattr(env, f"{name}_space", None) for name in ("observation", "action")}
+        samples = {name: space and space.sample() for name, space in samples.items()}
     except (Exception, SystemExit) as error:  # a stranger's factory
         raise ConfigError(f"{make!r} cannot be made: {type(error).__name__}: {error}") from error
+    for name, sample in samples.items():
+        if not isinstance(sample, (str, type(None))):
+            raise ConfigError(f"{make!r} is not of text: its {name}s are such as {sample!r}.")
+    return env
 
 
 def _passed_on(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ looked up among the plugins, the other keys fill the class's fields. An id may a
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -101,8 +102,13 @@ def _remote(spec: EnvSpec, env_id: str, config: Mapping[str, Any]) -> TextEnv:
 def pool_of(spec: EnvSpec, env_id: str, config: Mapping[str, Any], limits: WorkerConfig) -> Pool:
     """Return the workers of an environment.
 
-    Raises `ConfigError` where its interpreter, Ray, or its cluster is not there.
+    Raises `ConfigError` where its interpreter, Ray or its cluster is not there, or no Linux is.
     """
+    if sys.platform != "linux":
+        raise ConfigError(
+            f"{env_id!r} runs in worker processes, which need Linux; elsewhere set "
+            "rollout.workers.isolation = 'none', at the risk that it hangs or ends the run."
+        )
     here = limits.ray is None
     if here and spec.python is not None and not Path(spec.python).is_file():
         raise ConfigError(f"The interpreter of {env_id!r} is not there: {spec.python}.")

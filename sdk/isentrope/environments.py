@@ -28,6 +28,9 @@ from attrs import field, frozen
 from isentrope.episodes import Message, StopReason
 from isentrope.errors import ConfigError, EnvironmentContractError, UnknownNameError
 
+LONGEST = 1 << 20
+"""Characters of an observation or a message; tokenizing more would hold up every episode."""
+
 
 @frozen
 class Task:
@@ -283,6 +286,7 @@ def _check_texts(name: str, call: str, observation: Any, info: Any) -> None:
         )
     if not isinstance(info, dict):
         raise _broken(name, f"{call} must return a dict as info, not {_describe(info)}")
+    _check_length(name, call, observation)
     for message in info.get("messages", ()):
         if not (
             isinstance(message, Mapping)
@@ -294,6 +298,7 @@ def _check_texts(name: str, call: str, observation: Any, info: Any) -> None:
                 f'{call}: info["messages"] must hold {{"role": "system" | "user" | "assistant" | '
                 f'"tool", "content": str}}, not {_describe(message)}',
             )
+        _check_length(name, call, message["content"])
     if not isinstance(success := info.get("success", False), (bool, np.bool_)):
         raise _broken(
             name,
@@ -312,6 +317,11 @@ def _check_texts(name: str, call: str, observation: Any, info: Any) -> None:
                 name,
                 f'{call}: info["metrics"][{key!r}] must be a finite number, not {_describe(value)}',
             )
+
+
+def _check_length(name: str, call: str, text: str) -> None:
+    if len(text) > LONGEST:
+        raise _broken(name, f"{call} must say at most {LONGEST:,} characters, not {len(text):,}")
 
 
 _REASONS = tuple(StopReason)

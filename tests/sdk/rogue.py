@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -54,6 +55,11 @@ class Rogue(TextEnv):
 
     def pid(self, _: str) -> int:
         return os.getpid()
+
+    def temporary(self, _: str) -> str:
+        folder = Path(tempfile.mkdtemp())
+        (folder / "file").write_text("left behind")
+        return str(folder)
 
     def hang(self, _: str) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -62,11 +62,22 @@ def test_seeds_of_splits_are_disjoint() -> None:
 
 @pytest.mark.parametrize(
     ("make", "said"),
-    [("NoSuch-v0", "NameNotFound"), ("tests.nothing:Here", "No module named"), (len, "TypeError")],
+    [
+        ("NoSuch-v0", "NameNotFound"),
+        ("tests.nothing:Here", "No module named"),
+        (len, "TypeError"),
+        (5, "'package.module:factory' or a callable; got 5"),
+        ("CartPole-v1", "'CartPole-v1' is not of text: its observations are such as array"),
+    ],
 )
 def test_what_cannot_be_made_says_why(make: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         GymText(make)
+
+
+def test_options_are_a_table() -> None:
+    with pytest.raises(ConfigError, match=r"options must be a table of arguments for .*got \[1\]"):
+        GymText(Counts, options=[1])  # type: ignore[arg-type]  # the mistake
 
 
 def test_an_environment_of_gymnasiums_registry_is_made_by_its_id() -> None:

@@ -271,6 +271,7 @@ RESETS: list[tuple[Any, str]] = [
     (("Hi", {}, 1), "reset() must return (observation, info), not ('Hi', {}, 1) (tuple)"),
     (["Hi", {}], "reset() must return (observation, info), not ['Hi', {}] (list)"),
     (None, "reset() must return (observation, info), not None (NoneType)"),
+    (("x" * (2**20 + 1), {}), "reset() must say at most 1,048,576 characters, not 1,048,577"),
     ((b"Hi", {}), "reset() must return a str as the observation, not b'Hi' (bytes)"),
     (("Hi", None), "reset() must return a dict as info, not None (NoneType)"),
 ]

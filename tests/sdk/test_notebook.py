@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import isentrope
 from isentrope import CodeBlocks, ConfigError, NotebookLimits
 from isentrope.notebook import notebook as module
-from isentrope.notebook.blocks import BARE, FIRST_BLOCK
+from isentrope.notebook.blocks import BARE_CODE, FIRST_BLOCK
 from isentrope.notebook.notebook import Notebook
 from tests.conftest import SMALL_MODEL
 from tests.sdk.test_workers import gone, of_this_process
@@ -187,8 +187,8 @@ FENCED = "Look:\n```python\na = 1\n```\nand\n~~~\nb\n~~~\n```json\n{}\n```\n````
         (CodeBlocks(take="last"), FENCED, ["```"]),
         (CodeBlocks(tags=("json",)), FENCED, ["{}"]),
         (CodeBlocks(), "x = 1", []),
-        (BARE, "x = 1", ["x = 1"]),
-        (BARE, "say\n```\ny\n```", ["y"]),
+        (BARE_CODE, "x = 1", ["x = 1"]),
+        (BARE_CODE, "say\n```\ny\n```", ["y"]),
         (CodeBlocks(), "```python\nx = 1", ["x = 1"]),
         (CodeBlocks(unclosed="ignore"), "```\nx\n```\n```python\ny = 1", ["x"]),
         (CodeBlocks(), "```\n\n```", []),
@@ -207,7 +207,7 @@ def test_what_is_fenced_comes_back(cells: list[str], between: str) -> None:
 
 @given(st.text())
 def test_no_text_is_too_much_for_the_parser(text: str) -> None:
-    for blocks in (CodeBlocks(), FIRST_BLOCK, BARE):
+    for blocks in (CodeBlocks(), FIRST_BLOCK, BARE_CODE):
         assert all(code.strip() for code in blocks.parse(text))
 
 

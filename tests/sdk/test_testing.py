@@ -52,6 +52,7 @@ from isentrope.testing import (
     check_env,
     check_objective,
 )
+from isentrope_envs.boxes import Boxes
 
 Tensor = torch.Tensor
 
@@ -280,6 +281,11 @@ class NeverEnds(Parrot):
         return "go on", 0.0, False, False, {}
 
 
+class AddsUpWhatIsSubmitted(Boxes):
+    def grade(self, answer: Any) -> float:
+        return super().grade(answer + 0)
+
+
 class NoTextEnv(gymnasium.Env[str, str]):
     pass
 
@@ -317,6 +323,7 @@ ENVIRONMENTS: list[tuple[Callable[[], Any], set[str]]] = [
     (NumbersItsTasks, {"tasks"}),
     (ClaimsShortObservations, {"gymnasium"}),
     (NeverEnds, {"demonstration"}),
+    (AddsUpWhatIsSubmitted, {"hostile-actions", "reward-range"}),
     (NoTextEnv, {"constructed"}),
     (lambda: Lax(Parrot(), "lax"), {"order-of-calls"}),
 ]

@@ -225,6 +225,16 @@ def test_a_clean_worker_serves_again_and_is_closed_in_the_end(tmp_path: Path) ->
     assert (1, 0, 0) == (pool.started, pool.killed, pool.leaked)
 
 
+def test_temporary_files_of_a_killed_worker_go_with_it() -> None:
+    folder = Path(does("temporary")[0])
+    assert folder.parent.name.startswith("isentrope-worker-")
+    assert not folder.parent.exists()
+
+
+def test_limits_beyond_what_the_kernel_counts_are_no_limits() -> None:
+    assert "x" == does("say x", pool_of(memory_gib=1e12, cpu_seconds=1e30))[0]
+
+
 def test_with_isolation_by_episode_none_does() -> None:
     async def twice(pool: WorkerPool) -> list[str]:
         found = []

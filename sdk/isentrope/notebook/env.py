@@ -8,7 +8,7 @@ from typing import Any
 
 from isentrope.environments import TextEnv
 from isentrope.notebook.blocks import ALL_BLOCKS, CodeBlocks
-from isentrope.notebook.notebook import Cell, Notebook, NotebookLimits
+from isentrope.notebook.notebook import Cell, Notebook, NotebookLimits, end_nursery
 
 NO_CODE = "There was no code block in your turn. Write code between ```python and ```."
 NO_OUTPUT = "(no output)"
@@ -44,7 +44,7 @@ class NotebookEnv(TextEnv):
     ) -> tuple[str, dict[str, Any]]:
         """Begin with a notebook of its own."""
         _, info = super().reset(seed=seed, options=options)
-        self.close()
+        self._end_notebook()
         self._cells, self._notebook = 0, Notebook(self.limits)
         return self.opening(), info
 
@@ -64,7 +64,11 @@ class NotebookEnv(TextEnv):
         return "\n".join(filter(None, said)) or NO_CODE, 0.0, False, False, {}
 
     def close(self) -> None:
-        """End the notebook."""
+        """End the notebook, and what starts notebooks in this process."""
+        self._end_notebook()
+        end_nursery()
+
+    def _end_notebook(self) -> None:
         if (notebook := getattr(self, "_notebook", None)) is not None:
             notebook.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -24,6 +25,8 @@ from isentrope.workers.shim import send
 
 START = 30.0
 """Seconds for a notebook to start."""
+GONE = 5.0
+"""Seconds to wait for the end of what was killed."""
 LARGEST = 1 << 22
 """Bytes of a reply."""
 PROTECTIONS = ("files", "network")
@@ -111,8 +114,7 @@ class Notebook:
             self._channel.close()
             self._channel = None
         if self._process is not None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process, signal.SIGKILL)
+            _kill(self._process)
             self._process = None
         if self._folder is not None:
             folder, self._folder = self._folder, None
@@ -167,6 +169,33 @@ class Notebook:
 
 _nurseries: dict[int, tuple[socket.socket, subprocess.Popen[bytes]]] = {}
 """By process: what forks its notebooks. It ends when its socket does, with this process."""
+
+
+def end_nursery() -> None:
+    """End what forks this process's notebooks; the next notebook starts it again."""
+    if (found := _nurseries.pop(os.getpid(), None)) is not None:
+        control, process = found
+        control.close()
+        try:
+            process.wait(GONE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _kill(group: int) -> None:
+    """Kill a notebook's processes, and wait until its first is gone: others may be counted."""
+    try:
+        handle = os.pidfd_open(group)
+    except (OSError, AttributeError):  # it is gone already, or this is no Linux
+        handle = None
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+    if handle is not None:
+        gone = select.poll()
+        gone.register(handle, select.POLLIN)
+        gone.poll(1000 * GONE)
+        os.close(handle)
 
 
 def _nursery(channel: socket.socket) -> None:

@@ -46,6 +46,11 @@ HOSTILE: dict[str, str] = {
     "a raised 2": "\u00b2",  # a digit to str.isdigit, none to int
     "NUL": "\0",
     "JSON": '{"action": null}',
+    # What a notebook's policy may submit, whatever its grader expects.
+    "None, submitted": "```python\nsubmit(None)\n```",
+    "a list, submitted": "```python\nsubmit([[], {}])\n```",
+    "not a number, submitted": "```python\nsubmit(float('nan'))\n```",
+    "a text, submitted": "```python\nsubmit('9' * 5_000)\n```",  # see 100 kB of a digit
 }
 """Actions that no environment may choke on, or take for a solution."""
 

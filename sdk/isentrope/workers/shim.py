@@ -25,10 +25,12 @@ import os
 import random
 import resource
 import select
+import shutil
 import signal
 import socket
 import struct
 import sys
+import tempfile
 import time
 import traceback
 from typing import Any
@@ -40,6 +42,7 @@ PATIENCE = 5.0
 INFO = ("task", "messages", "success", "stop_reason", "metrics")
 """What of an environment's info is sent."""
 LEAST_UID = 1 << 30
+LARGEST_LIMIT = (1 << 63) - 1
 KEPT_CAPABILITIES = (0, 1, 2, 3)  # chown, and reading and writing whatever root may
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER, PR_CAP_AMBIENT = 1, 8, 36, 47
 
@@ -125,6 +128,9 @@ def _two_sockets(channel: socket.socket) -> tuple[socket.socket, socket.socket] 
 def _keep(control: socket.socket, data: socket.socket, about: dict[str, Any]) -> None:
     """Start a worker, wait for its end or for that of the run, leave nothing of it; report."""
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    os.environ["TMPDIR"] = folder = tempfile.mkdtemp(prefix="isentrope-worker-")
+    os.chmod(folder, 0o711)  # noqa: S103  # a worker's own children may be of yet another user
+    tempfile.tempdir = None
     source, sink = os.pipe()
     worker = os.fork()
     if worker == 0:
@@ -146,6 +152,7 @@ def _keep(control: socket.socket, data: socket.socket, about: dict[str, Any]) ->
     while chunk := (os.read(source, 1 << 16) if select.select([source], [], [], 0)[0] else b""):
         tail = (tail + chunk)[-TAIL:]
     report["output"] = tail.decode(errors="replace")
+    shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # the run is gone
         send(control, report)
     os._exit(0)
@@ -321,7 +328,7 @@ def bound(name: str, value: float) -> None:
     """Set a limit of this process, or leave a lower one that it has."""
     number = getattr(resource, name)
     _, most = resource.getrlimit(number)
-    least = int(value) if most == resource.RLIM_INFINITY else min(int(value), most)
+    least = min(int(value), LARGEST_LIMIT if most == resource.RLIM_INFINITY else most)
     resource.setrlimit(number, (least, least))
 
 
@@ -355,8 +362,8 @@ def _allow_cpu(seconds: float) -> None:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     used = usage.ru_utime + usage.ru_stime
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    allowed = int(used + seconds) + 1
-    allowed = allowed if hard == resource.RLIM_INFINITY else min(allowed, hard)
+    most = LARGEST_LIMIT if hard == resource.RLIM_INFINITY else hard
+    allowed = min(int(used + seconds) + 1, most)
     resource.setrlimit(resource.RLIMIT_CPU, (allowed, hard))
 
 
