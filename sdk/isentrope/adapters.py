@@ -74,6 +74,7 @@ def _made(make: Any, options: Any) -> gymnasium.Env[Any, Any]:
         )
     if not isinstance(options, Mapping):
         raise ConfigError(f"options must be a table of arguments for {make!r}; got {options!r}.")
+    env: gymnasium.Env[Any, Any]
     try:
         if not isinstance(make, str):
             env = make(**options)
