@@ -302,6 +302,17 @@ def test_an_evaluation_stands_only_where_one_was_made(tmp_path: Path) -> None:
     assert [0.9, 0.9, 0.9] == drawn(figure, "pass@4")["y"]
 
 
+def test_failures_are_drawn_by_status_where_there_were_any(tmp_path: Path) -> None:
+    def counts(i: int, timeouts: int) -> dict[str, int]:
+        return {"status/ok": 8 - timeouts, "status/timeout": timeouts, "status/crashed": 0}
+
+    fine = write_run(tmp_path / "fine", [iteration(i, **counts(i, 0)) for i in range(3)])
+    assert "Failures" not in page_of(fine).figures
+    bad = write_run(tmp_path / "bad", [iteration(i, **counts(i, i)) for i in range(3)])
+    (trace,) = page_of(bad).figures["Failures"]["data"]
+    assert ("timeout", [0, 1, 2]) == (trace["name"], trace["y"])
+
+
 def test_a_null_is_a_gap(tmp_path: Path) -> None:
     run = write_run(
         tmp_path / "r",
