@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from isentrope.config import LoraConfig as LoraConfig
     from isentrope.config import RolloutConfig as RolloutConfig
     from isentrope.config import TrainConfig as TrainConfig
+    from isentrope.doctor import Diagnosis as Diagnosis
+    from isentrope.doctor import diagnose as diagnose
     from isentrope.engines import Completion as Completion
     from isentrope.engines import Engine as Engine
     from isentrope.engines import EngineConfig as EngineConfig
@@ -86,6 +88,7 @@ _HOME = {
     "algorithms": "Aggregation Algorithm AlgorithmState",
     "components": "component make recipe",
     "config": "EarlyStop EvaluationConfig LearnerConfig LoraConfig RolloutConfig TrainConfig",
+    "doctor": "Diagnosis diagnose",
     "engines": "Completion Engine EngineConfig Sampling WeightsRef",
     "environments": "Info Task TaskSet TextEnv Unicode",
     "episodes": "Episode Message Segment Status StopReason",

@@ -12,10 +12,68 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
-from isentrope.errors import ConfigError, IsentropeError, OtherRankError
+from isentrope.errors import (
+    ConfigError,
+    IsentropeError,
+    OtherRankError,
+    PluginError,
+    UnknownNameError,
+)
+
+
+class Commands(TyperGroup):
+    """Our commands, and those that plugins bring, which are imported when they are called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all."""
+        return [*super().list_commands(ctx), *sorted(_of_plugins() - self.commands.keys())]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return one of ours, else a plugin's; raises `UnknownNameError` where there is neither."""
+        if cmd_name in self.commands:
+            return self.commands[cmd_name]
+        if cmd_name not in _of_plugins():
+            raise UnknownNameError("Command", cmd_name, self.list_commands(ctx))
+        return _of_plugin(cmd_name)
+
+
+def _of_plugins() -> set[str]:
+    from isentrope.plugins import registry
+
+    return set(registry().specs("command"))
+
+
+def _of_plugin(name: str) -> Any:
+    from isentrope.components import load
+    from isentrope.plugins import registry
+
+    spec = registry().find("command", name)
+    try:
+        brought = load(spec.entry_point, f"command {name!r}")
+        if not isinstance(brought, typer.Typer):
+            what = type(brought).__name__
+            raise PluginError(f"The command {name!r} is a {what}, and no typer.Typer.")
+    except PluginError as error:
+        brought = _unusable(error)  # an error for who calls it, not for who lists commands
+    command = typer.main.get_command(brought)
+    command.help, command.short_help = command.help or spec.summary, spec.summary
+    return command
+
+
+def _unusable(error: PluginError) -> typer.Typer:
+    stub = typer.Typer()
+
+    @stub.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+    def refuse() -> None:
+        raise error
+
+    return stub
+
 
 app = typer.Typer(
+    cls=Commands,
     help="Train language models by reinforcement learning, with entropy under control.",
     no_args_is_help=True,
     add_completion=True,
@@ -167,6 +225,20 @@ def new(
     _console.print(f"  cd {folder}", highlight=False, markup=False)
     _console.print("  pip install -e '.[test]'", highlight=False, markup=False)
     _console.print("  pytest", highlight=False, markup=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what of this machine and installation works; exits with status 1 if a part is broken."""
+    from isentrope.doctor import diagnose
+
+    colours, broken = {"ok": "green", "absent": "yellow", "broken": "red"}, False
+    for found in diagnose():
+        state = f"[{colours[found.state]}]{found.state:<7}[/]"
+        _console.print(f"{state} {_escaped(f'{found.name}: {found.message}')}", highlight=False)
+        broken |= found.state == "broken"
+    if broken:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -65,7 +65,7 @@ def make(env_id: str, **config: Any) -> TextEnv:
     arguments = {**spec.config, **config}
     if spec.python is not None:
         return Guard(_remote(spec, env_id, arguments), env_id)
-    cls = _import(spec.entry_point, f"environment {env_id!r}")
+    cls = load(spec.entry_point, f"environment {env_id!r}")
     parameters = inspect.signature(cls).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in arguments:
@@ -148,7 +148,7 @@ def recipe(name: str, **overrides: Any) -> Algorithm:
     a value that cannot be.
     """
     spec = registry().find("recipe", strict(name, str))
-    compose = _import(spec.entry_point, f"recipe {name!r}")
+    compose = load(spec.entry_point, f"recipe {name!r}")
     parameters = inspect.signature(compose).parameters
     own = {key: overrides.pop(key) for key in parameters if key in overrides}
     try:
@@ -185,7 +185,11 @@ def id_of(instance: object) -> str:
     return path
 
 
-def _import(entry_point: str, what: str) -> Any:
+def load(entry_point: str, what: str) -> Any:
+    """Import what a plugin's entry point names; `what` is that, for the error.
+
+    Raises `PluginError` where it does not import.
+    """
     try:
         return load_entry_point(entry_point)
     except (Exception, SystemExit) as error:  # a plugin's module may do anything at import
@@ -259,7 +263,7 @@ def _reader(kind: str, kind_type: type) -> Callable[[Any], Any]:
         table = _table(value, kind)
         name = table.pop("id")
         path = name if ":" in name else registry().find(kind, name).entry_point
-        cls = _import(path, f"{kind} {name!r}")
+        cls = load(path, f"{kind} {name!r}")
         if not attrs.has(cls) and table:
             raise PluginError(f"The {kind} {name!r} is no attrs class, so it has no config.")
         made = build(cls, table) if attrs.has(cls) else cls()

@@ -31,6 +31,8 @@ KINDS_OF_HOOK: dict[str, tuple[str, ...]] = {
     "isentrope_controllers": ("controller",),
     "isentrope_engines": ("engine",),
     "isentrope_models": ("model",),
+    "isentrope_commands": ("command",),
+    "isentrope_checks": ("check",),
 }
 """Which kinds of record each hook may return."""
 
@@ -67,4 +69,22 @@ def isentrope_engines() -> Sequence[ComponentSpec]:
 @hookspec
 def isentrope_models() -> Sequence[ComponentSpec]:
     """Return models (kind ``model``); each names a frozen attrs `ModelConfig`."""
+    return ()
+
+
+@hookspec
+def isentrope_commands() -> Sequence[ComponentSpec]:
+    """Return verbs of the command line (kind ``command``): each names a `typer.Typer`.
+
+    ``isentrope ID ...`` then calls it; it is imported only then.
+    """
+    return ()
+
+
+@hookspec
+def isentrope_checks() -> Sequence[ComponentSpec]:
+    """Return what ``isentrope doctor`` asks (kind ``check``).
+
+    Each names a function without arguments that yields `Diagnosis` records.
+    """
     return ()

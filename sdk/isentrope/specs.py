@@ -12,7 +12,16 @@ from attrs import Attribute, field, frozen, validators
 from isentrope.errors import ConfigError, UnknownNameError
 
 Kind = Literal[
-    "environment", "advantage", "transform", "objective", "recipe", "controller", "engine", "model"
+    "environment",
+    "advantage",
+    "transform",
+    "objective",
+    "recipe",
+    "controller",
+    "engine",
+    "model",
+    "command",
+    "check",
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
 Isolation = Literal["none", "process", "episode"]

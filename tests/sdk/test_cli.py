@@ -97,3 +97,100 @@ def test_plugins_and_envs_are_listed(tmp_path: Path) -> None:
         assert " ok " in line
     envs = isentrope("envs", cwd=tmp_path)
     assert "train, dev, test" in envs.stdout
+
+
+COMMANDS = """
+from isentrope import ComponentSpec, hookimpl
+
+@hookimpl
+def isentrope_commands():
+    return [
+        ComponentSpec("command", "acme", "acme_verbs:app", "Do as Acme does"),
+        ComponentSpec("command", "lost", "acme_verbs:nothing", "Is not there"),
+        ComponentSpec("command", "odd", "acme_verbs:odd", "Is none"),
+        ComponentSpec("command", "train", "acme_verbs:app", "Would be ours"),
+    ]
+
+@hookimpl
+def isentrope_checks():
+    return [ComponentSpec("check", "acme", "acme_verbs:check", "Whether Acme is there")]
+"""
+VERBS = """
+import os
+import typer
+from isentrope import ConfigError, Diagnosis
+
+print("imported")
+app = typer.Typer()
+odd = 7
+
+@app.command()
+def install(where: str = "here"):
+    if where == "nowhere":
+        raise ConfigError("nowhere is no place.")
+    print("installed", where)
+
+@app.command()
+def remove():
+    print("removed")
+
+def check():
+    yield Diagnosis("acme", os.environ["STATE"], "run isentrope acme install")
+    if os.environ["STATE"] == "broken":
+        raise RuntimeError("and worse")
+"""
+
+
+@pytest.fixture
+def acme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have a distribution installed that brings commands and a check."""
+    about = tmp_path / "acme-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[isentrope]\nacme = acme_plugin\n")
+    (tmp_path / "acme_plugin.py").write_text(COMMANDS)
+    (tmp_path / "acme_verbs.py").write_text(VERBS)
+    found = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", found)
+    return tmp_path
+
+
+def test_a_plugins_command_is_one_of_ours(acme: Path) -> None:
+    assert "Do as Acme does" in isentrope("--help", cwd=acme).stdout
+    done = isentrope("acme", "install", "--where", "there", cwd=acme)
+    assert (0, "imported\ninstalled there\n") == (done.returncode, done.stdout)
+    wrong = isentrope("acme", "install", "--where", "nowhere", cwd=acme)
+    assert (2, "error: nowhere is no place.\n") == (wrong.returncode, wrong.stderr)
+
+
+def test_a_plugins_command_is_imported_only_when_it_is_called(acme: Path) -> None:
+    assert "imported" not in isentrope("envs", cwd=acme).stdout
+    assert "CONFIG.toml" in isentrope("train", "--help", cwd=acme).stdout  # and ours stays ours
+
+
+def test_a_command_that_cannot_be_used_says_why_and_hides_no_other(acme: Path) -> None:
+    assert "Is not there" in isentrope("--help", cwd=acme).stdout
+    lost = isentrope("lost", "--any", "thing", cwd=acme)
+    assert 2 == lost.returncode
+    assert "The command 'lost' (acme_verbs:nothing) failed to import" in lost.stderr
+    assert "The command 'odd' is a int, and no typer.Typer." in isentrope("odd", cwd=acme).stderr
+    unknown = isentrope("acne", cwd=acme)
+    assert 2 == unknown.returncode
+    assert "Did you mean 'acme'" in unknown.stderr
+
+
+def test_the_doctor_tells_what_works_and_asks_plugins(
+    acme: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATE", "absent")
+    fine = isentrope("doctor", cwd=acme)
+    lines = fine.stdout.splitlines()
+    assert 0 == fine.returncode, fine.stdout
+    assert "ok      notebooks: cells are shut off from files and network" in lines
+    assert "absent  acme: run isentrope acme install" in lines
+    monkeypatch.setenv("STATE", "broken")
+    ill = isentrope("doctor", cwd=acme)
+    assert 1 == ill.returncode
+    assert "broken  acme: its check raised RuntimeError: and worse" in ill.stdout
+    monkeypatch.setenv("STATE", "sick")
+    assert "Diagnosis.state: 'sick' does not exist" in isentrope("doctor", cwd=acme).stdout

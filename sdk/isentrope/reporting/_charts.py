@@ -92,8 +92,8 @@ def of_run(run: History) -> list[Chart]:
                "zero is not drawn", "|difference| (nats)", _of(run, _MISMATCH), scale="log"),
         _stack("Left out", "groups and episodes that were not learnt from", "count",
                _of(run, {key: key.replace("_", " ") for key in _LEFT_OUT})),
-        _stack("Failures", "episodes whose environment, grader or engine failed, also upon retries; "
-               "they are not learnt from", "episodes",
+        _stack("Failures", "episodes whose environment, grader or engine failed, retries too; they "
+               "are not learnt from", "episodes",
                [line for line in _under(run, "status/") if line.name != "ok"]),
         _stack("Workers", "processes that ran environments: started and killed in an iteration; "
                "leaked are processes that closed environments left behind", "processes",
