@@ -1,0 +1,1 @@
+"""AppWorld: the real engine as an environment, in an interpreter of its own."""

@@ -1,0 +1,59 @@
+"""Where AppWorld is: one folder with an interpreter of its own and its data.
+
+::
+
+    ROOT/python     a virtual environment with appworld, which cannot live beside pydantic 2
+    ROOT/full/data  AppWorld's data, solutions and tests included: what judges read
+    ROOT/agent/data the same files without any ground truth: all that a policy's code may read
+    ROOT/cache      what the engine caches
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from attrs import field, frozen
+from platformdirs import user_data_path
+
+VARIABLE = "ISENTROPE_APPWORLD"
+"""Names the folder, if it is not the default one."""
+
+
+@frozen
+class Place:
+    """The folder of one installation."""
+
+    root: Path = field(converter=Path)
+
+    @classmethod
+    def default(cls) -> Place:
+        """Return the one that the environment variable names, or the user's own."""
+        named = os.environ.get(VARIABLE)
+        return cls(Path(named) if named else user_data_path("isentrope") / "appworld")
+
+    @classmethod
+    def of_interpreter(cls) -> Place:
+        """Return the one whose interpreter this is."""
+        return cls(Path(sys.prefix).parent)
+
+    @property
+    def python(self) -> Path:
+        """The interpreter."""
+        return self.root / "python" / "bin" / "python"
+
+    @property
+    def full(self) -> Path:
+        """The engine's root with everything."""
+        return self.root / "full"
+
+    @property
+    def agent(self) -> Path:
+        """The engine's root without ground truth."""
+        return self.root / "agent"
+
+    @property
+    def cache(self) -> Path:
+        """What the engine caches, outside the home folder."""
+        return self.root / "cache"
