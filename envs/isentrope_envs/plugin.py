@@ -1,12 +1,22 @@
 """What this package brings."""
 
 from isentrope import EnvSpec, hookimpl
+from isentrope_envs.appworld.place import Place
 
 
 @hookimpl
 def isentrope_environments() -> list[EnvSpec]:
     """Return the environments."""
     return [
+        EnvSpec(
+            "appworld",
+            "isentrope_envs.appworld.env:AppWorld",
+            "Everyday tasks over nine apps, done by writing Python (AppWorld's own engine)",
+            splits=("train", "dev", "test_normal", "test_challenge"),
+            isolation="episode",
+            python=str(Place.default().python),
+            setup="isentrope appworld install",
+        ),
         EnvSpec(
             "arithmetic",
             "isentrope_envs.arithmetic:Arithmetic",

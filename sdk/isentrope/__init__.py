@@ -61,7 +61,9 @@ if TYPE_CHECKING:
     from isentrope.notebook.blocks import BARE_CODE as BARE_CODE
     from isentrope.notebook.blocks import FIRST_BLOCK as FIRST_BLOCK
     from isentrope.notebook.blocks import CodeBlocks as CodeBlocks
+    from isentrope.notebook.confine import confine as confine
     from isentrope.notebook.env import NotebookEnv as NotebookEnv
+    from isentrope.notebook.notebook import Cell as Cell
     from isentrope.notebook.notebook import NotebookLimits as NotebookLimits
     from isentrope.parts import AdvantageEstimator as AdvantageEstimator
     from isentrope.parts import AdvantageTransform as AdvantageTransform
@@ -99,8 +101,9 @@ _HOME = {
     "loop": "train",
     "models": "LanguageModel ModelConfig",
     "notebook.blocks": "ALL_BLOCKS BARE_CODE CodeBlocks FIRST_BLOCK",
+    "notebook.confine": "confine",
     "notebook.env": "NotebookEnv",
-    "notebook.notebook": "NotebookLimits",
+    "notebook.notebook": "Cell NotebookLimits",
     "parts": "AdvantageEstimator AdvantageTransform Controller Knob Objective Statistics "
     "TokenBatch knob",
     "reporting.pages": "compare report",

@@ -111,7 +111,8 @@ def pool_of(spec: EnvSpec, env_id: str, config: Mapping[str, Any], limits: Worke
         )
     here = limits.ray is None
     if here and spec.python is not None and not Path(spec.python).is_file():
-        raise ConfigError(f"The interpreter of {env_id!r} is not there: {spec.python}.")
+        setup = f" Set it up: {spec.setup}" if spec.setup else ""
+        raise ConfigError(f"The interpreter of {env_id!r} is not there: {spec.python}.{setup}")
     pool: type[Pool] = WorkerPool if here else RayPool
     return pool(
         name=env_id,

@@ -99,6 +99,8 @@ class Info(TypedDict, total=False):
     """With ``truncated``: a `StopReason` that says which limit."""
     metrics: Mapping[str, float]
     """Numbers to log by themselves, such as the parts of a reward."""
+    report: str
+    """At the end: what to tell people of it, such as which tests failed. No policy sees it."""
 
 
 class Unicode(gymnasium.Space[str]):
@@ -311,6 +313,9 @@ def _check_texts(name: str, call: str, observation: Any, info: Any) -> None:
             f'{call}: info["stop_reason"] must be one of {[r.value for r in StopReason]}, '
             f"not {_describe(reason)}",
         )
+    if not isinstance(report := info.get("report", ""), str):
+        raise _broken(name, f'{call}: info["report"] must be a str, not {_describe(report)}')
+    _check_length(name, call, report)
     for key, value in info.get("metrics", {}).items():
         if not (isinstance(value, (int, float, np.number)) and math.isfinite(value)):
             raise _broken(

@@ -123,6 +123,8 @@ class Episode:
     """Traceback or message of a failure."""
     metrics: Mapping[str, float] = field(factory=dict)
     """The environment's own numbers at the end (reward parts, ...)."""
+    report: str = ""
+    """What the environment says of the end, for people: which tests failed, and how."""
 
     @property
     def reward(self) -> float:

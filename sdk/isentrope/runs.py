@@ -207,6 +207,7 @@ def _episode_record(iteration: int, episode: Episode) -> dict[str, Any]:
         "turns": episode.turns,
         "tokens": episode.sampled_tokens,
         "metrics": dict(episode.metrics),
+        "report": episode.report,
         "messages": list(episode.messages),
         "error": episode.error,
     }

@@ -94,6 +94,8 @@ class EnvSpec:
     python: str | None = None
     """Path of another interpreter to run it in, for dependencies that clash with ours; it needs no
     Isentrope. None: this one."""
+    setup: str = ""
+    """What makes that interpreter, for the error where it is not there: a command, say."""
 
     kind: Kind = field(default="environment", init=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Protocol
 
 from isentrope.environments import TextEnv
 from isentrope.notebook.blocks import ALL_BLOCKS, CodeBlocks
@@ -12,6 +12,23 @@ from isentrope.notebook.notebook import Cell, Notebook, NotebookLimits, end_nurs
 
 NO_CODE = "There was no code block in your turn. Write code between ```python and ```."
 NO_OUTPUT = "(no output)"
+
+
+class Cells(Protocol):
+    """What runs cells: a `Notebook`, or an engine that has a shell of its own."""
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a process, with what earlier cells left in it."""
+        ...
+
+    def run(self, code: str, seconds: float | None = None) -> Cell:
+        """Run a cell."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
 
 
 class NotebookEnv(TextEnv):
@@ -35,9 +52,19 @@ class NotebookEnv(TextEnv):
         """Return code that prepares the notebook for `self.task`; its output is not shown."""
         return ""
 
+    def notebook(self) -> Cells:
+        """Return what runs the cells of an episode."""
+        return Notebook(self.limits)
+
     @abstractmethod
     def grade(self, answer: Any) -> float:
         """Return the reward of a submitted answer, any JSON value; the maximum is a success."""
+
+    def end(self, answer: Any) -> tuple[float, dict[str, Any]]:
+        """Return what an answer earns, and the episode's last info."""
+        reward = float(self.grade(answer))
+        success = reward >= self.reward_range[1]
+        return reward, {"success": success, "metrics": {"cells": self._cells}}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -45,17 +72,18 @@ class NotebookEnv(TextEnv):
         """Begin with a notebook of its own."""
         _, info = super().reset(seed=seed, options=options)
         self._end_notebook()
-        self._cells, self._notebook = 0, Notebook(self.limits)
+        self._cells, self._notebook = 0, self.notebook()
         return self.opening(), info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Run the turn's cells, up to one that submits or fails; say what they printed."""
         said: list[str] = []
-        end = time.monotonic() + self.limits.seconds
+        end = _now() + self.limits.seconds
         for code in self.blocks.parse(action):
-            cell = self._run(code, max(0.01, end - time.monotonic()))
+            cell = self._run(code, max(0.01, end - _now()))
             if cell.answers:
-                return self._end(cell.answers[0])
+                reward, info = self.end(cell.answers[0])
+                return "", reward, True, False, info
             said.append(cell.output.rstrip() or ("" if cell.died else NO_OUTPUT))
             if cell.died:
                 said.append(f"{cell.died} The notebook begins again; its variables are gone.")
@@ -80,7 +108,7 @@ class NotebookEnv(TextEnv):
         self._cells += 1
         return self._notebook.run(code, seconds)
 
-    def _end(self, answer: Any) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        reward = float(self.grade(answer))
-        info = {"success": reward >= self.reward_range[1], "metrics": {"cells": self._cells}}
-        return "", reward, True, False, info
+
+def _now() -> float:
+    """Return seconds of real time: there are engines that stop the other clocks."""
+    return time.clock_gettime(time.CLOCK_MONOTONIC)

@@ -279,6 +279,7 @@ class _Record:
     stop_reason: StopReason = StopReason.FAILED
     error: str | None = None
     metrics: dict[str, float] = field(factory=dict)
+    report: str = ""
 
     def open(
         self, template: ChatTemplate, messages: list[Message], history: History
@@ -299,6 +300,7 @@ class _Record:
         self.stop_reason = StopReason(reason or StopReason.TRUNCATED)
         self.success = bool(info.get("success", False))
         self.metrics = {k: float(v) for k, v in info.get("metrics", {}).items()}
+        self.report = info.get("report", "")
 
     def fail(self, status: Status, error: str) -> None:
         self.status, self.error, self.stop_reason = status, error, StopReason.FAILED
@@ -325,4 +327,5 @@ class _Record:
             status=self.status,
             error=self.error,
             metrics=self.metrics,
+            report=self.report,
         )

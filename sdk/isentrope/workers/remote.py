@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import numpy as np
+
 from isentrope.environments import Task, TaskSet, TextEnv, checked_reset, checked_step
 from isentrope.looping import off_loop
 from isentrope.workers.pool import Pool
@@ -44,6 +46,11 @@ class RemoteEnv(TextEnv):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Answer a turn there."""
         return checked_step(self._pool.name, self._call("step", action=action))
+
+    def demonstrate(self, rng: np.random.Generator, noise: float = 0.0) -> str | None:
+        """Ask the solver there."""
+        said = self._call("demonstrate", seed=int(rng.integers(2**31)), noise=noise)
+        return None if said is None else str(said)
 
     def close(self) -> None:
         """End the worker."""

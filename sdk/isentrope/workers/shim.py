@@ -39,7 +39,7 @@ TAIL = 4096
 """Bytes of a worker's own output that are kept, to say what it printed before it died."""
 PATIENCE = 5.0
 """Seconds that a keeper goes on killing what will not die."""
-INFO = ("task", "messages", "success", "stop_reason", "metrics")
+INFO = ("task", "messages", "success", "stop_reason", "metrics", "report")
 """What of an environment's info is sent."""
 LEAST_UID = 1 << 30
 LARGEST_LIMIT = (1 << 63) - 1
@@ -260,6 +260,8 @@ def _work(data: socket.socket, sink: int, about: dict[str, Any]) -> None:
                 answer = {"ok": _sendable(result)}
             elif name == "step":
                 answer = {"ok": _sendable(environment.step(call["action"]))}
+            elif name == "demonstrate":
+                answer = {"ok": _demonstrate(environment, call["seed"], call["noise"])}
             else:
                 environment.close()
                 _reply(data, {"ok": None})
@@ -286,6 +288,14 @@ def _make(about: dict[str, Any]) -> Any:
     for part in name.split("."):
         target = getattr(target, part)
     return target(**about["config"])
+
+
+def _demonstrate(environment: Any, seed: int, noise: float) -> Any:
+    if getattr(environment, "demonstrate", None) is None:
+        return None
+    from numpy.random import default_rng  # what has a solver has numpy
+
+    return environment.demonstrate(default_rng(seed), noise)
 
 
 def _describe(environment: Any) -> dict[str, Any]:

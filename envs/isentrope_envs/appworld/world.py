@@ -1,0 +1,259 @@
+"""One world of the engine's, and the processes around it.
+
+Three processes to an episode, each a fork of this one, which opened the world::
+
+    this one    holds the databases and answers requests for documented APIs; runs no policy's code
+    the agent   runs the policy's code, shut in; has no database and no ground truth
+    the judge   reads the ground truth, once the episode is over, and is gone with it
+
+The engine allows one world to a process, stops its clocks, and patches its builtins: this module is
+for processes that do nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from appworld import AppWorld as Engine
+from appworld import update_root
+from appworld.apps.model_lib import CachedDBHandler
+from appworld.evaluator import evaluate_task
+
+from isentrope import Cell, ConfigError, GraderError, NotebookLimits
+from isentrope_envs.appworld import agent
+from isentrope_envs.appworld.channel import Channel, leave, now
+from isentrope_envs.appworld.place import Place
+from isentrope_envs.appworld.routes import REFUSED, Routes
+
+REQUESTS = 1000
+"""API calls of a cell; the engine's own limit."""
+LONGEST_CELL = 1 << 20
+"""Characters of a cell's output that leave the agent's process."""
+MARGIN = 2.0
+"""Seconds that the engine has to end a cell by itself, before its process is killed."""
+JUDGE = 60.0
+"""Seconds for a judge."""
+
+
+class World:
+    """A task's world; its code runs in a process of its own."""
+
+    def __init__(self, task: str, limits: NotebookLimits, place: Place, routes: Routes) -> None:
+        self._limits, self._place, self._routes = limits, place, routes
+        self._folder = Path(tempfile.mkdtemp(prefix="isentrope-appworld-"))
+        os.chmod(self._folder, 0o711)  # noqa: S103  # the agent's own folder is in it
+        os.environ["IPYTHONDIR"] = str(self._folder)
+        self.engine = Engine(
+            task,
+            experiment_name=str(self._folder),  # a path of its own, which the engine takes as well
+            load_ground_truth=False,
+            timeout_seconds=max(1, int(limits.seconds)),
+            max_interactions=10**9,  # turns are counted by us: the engine leaves some out
+        )
+        self.failed = 0
+        """Cells that raised, or ended their process."""
+        self._agent: tuple[int, Channel] | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether there is an agent, with what earlier cells left in it."""
+        return self._agent is not None
+
+    @property
+    def completed(self) -> bool:
+        """Whether the task was declared to be done; not whether it was done right."""
+        return bool(self.engine.task_completed())
+
+    @property
+    def outputs(self) -> Path:
+        """Return the folder that the engine itself evaluates, once it is saved."""
+        return Path(self.engine.output_directory)
+
+    def run(self, code: str, seconds: float | None = None) -> Cell:
+        """Run a cell; the engine says what it printed, or how it failed."""
+        if self._agent is None:
+            self._agent = self._fork_agent()
+        _, channel = self._agent
+        allowed = self._limits.seconds if seconds is None else min(seconds, self._limits.seconds)
+        until = now() + allowed + MARGIN
+        try:
+            channel.send({"code": code}, until)
+            answer = self._serve(channel, until)
+            output, ran = answer["output"], bool(answer["ran"])
+            if not isinstance(output, str):
+                raise ValueError("no output")
+        except TimeoutError:
+            self._lose_agent()
+            return Cell("", ran=False, died=f"The code took longer than {allowed:.0f} s.")
+        except (OSError, ValueError, KeyError, RecursionError):
+            self._lose_agent()
+            return Cell("", ran=False, died="The code ended its process.")
+        self.failed += not ran
+        self.engine.environment_io.append({"input": code, "output": output.rstrip()})
+        done = ({"completed": True},) if self.completed else ()
+        return Cell(output, ran, done)
+
+    def judge(self) -> dict[str, Any]:
+        """Return the engine's own verdict on the databases as they are.
+
+        Its fields: success, difficulty, num_tests, passes, failures.
+
+        Raises `GraderError` where there is none.
+        """
+        self._end_agent()
+        ours, theirs = Channel.pair()
+        judge = os.fork()
+        if judge == 0:
+            try:
+                update_root(str(self._place.full))
+                task, outputs = self.engine.task_id, str(self._folder)
+                tracker = evaluate_task(task, outputs, save_report=False)
+                theirs.send({"ok": tracker.to_dict()})
+            except BaseException as error:
+                theirs.send({"error": f"{type(error).__name__}: {error}"})
+            finally:
+                leave(0)
+        theirs.close()
+        try:
+            answer = ours.receive(now() + JUDGE)
+        except (OSError, ValueError) as error:
+            answer = {"error": str(error) or "it took too long"}
+        finally:
+            ours.close()
+            _end(judge)
+        if "error" in answer:
+            raise GraderError(f"AppWorld's evaluation of {self.engine.task_id}: {answer['error']}")
+        verdict: dict[str, Any] = answer["ok"]
+        return verdict
+
+    def save(self) -> None:
+        """Write the databases and logs into `outputs`, as the engine does after every cell."""
+        self.engine._save_state(self.engine.output_db_home_path_on_disk)
+        self.engine.save_logs()
+
+    def close(self) -> None:
+        """End the agent, and leave the world, if that was not done."""
+        self._end_agent()
+        if self._folder.exists():
+            self.engine.close()
+            Engine.close_all()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _fork_agent(self) -> tuple[int, Channel]:
+        home = Path(tempfile.mkdtemp(dir=self._folder))
+        ours, theirs = Channel.pair()
+        process = os.fork()
+        if process == 0:
+            try:
+                CachedDBHandler.reset()
+                agent.live(self.engine, theirs, self._about(home))
+            finally:
+                leave(1)
+        theirs.close()
+        try:
+            held = ours.receive(now() + JUDGE)["held"]
+        except (OSError, ValueError, KeyError) as error:
+            _end(process)
+            raise OSError(f"The agent's process did not start: {error}.") from error
+        lacking = [name for name in ("files", "network") if not held[name]]
+        if lacking and not self._limits.unprotected:
+            _end(process)
+            raise ConfigError(
+                f"This machine cannot shut {' and '.join(lacking)} off from a policy's code "
+                "(Landlock needs Linux 5.13): set unprotected = true to run it all the same."
+            )
+        return process, ours
+
+    def _about(self, home: Path) -> dict[str, Any]:
+        limits = self._limits
+        return {
+            "folder": str(home),
+            "read": [],
+            "output": LONGEST_CELL,
+            "limits": {
+                "memory_bytes": limits.memory_mib * 2**20,
+                "cpu_seconds": limits.cpu_seconds,
+                "file_bytes": 64 * 2**20,
+                "processes": limits.processes,
+            },
+        }
+
+    def _serve(self, channel: Channel, until: float) -> dict[str, Any]:
+        """Answer requests until the agent has an output, and return that."""
+        for _ in range(REQUESTS + 1):
+            message = channel.receive(until)
+            if "method" not in message:
+                return message
+            channel.send(self._answer(message), until)
+        raise ValueError("too many requests")
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request of the agent's, whatever it is."""
+        method, url, data = (request.get(name) for name in ("method", "url", "data"))
+        if not self._routes.allow(method, url, data):
+            return REFUSED
+        try:
+            self._log(str(method), f"/{url}", dict(data or {}))
+            response = getattr(self.engine.requester.client, str(method))(url, **dict(data or {}))
+            return {"status": response.status_code, "text": response.text}
+        except Exception as error:  # an API's own, which in the engine's shell the code would see
+            return {"status": 500, "text": f"{type(error).__name__}: {error}"}
+
+    def _log(self, method: str, url: str, data: dict[str, Any]) -> None:
+        """Have the engine's tracker write down a call as it does those of its own shell."""
+        sent = {**(data.get("params") or {}), **(data.get("json") or data.get("data") or {})}
+        token = (data.get("headers") or {}).get("Authorization", "")
+        if token:
+            sent["access_token"] = token.removeprefix("Bearer ")
+        self.engine.requester.reset_request_count()
+        self.engine.requester.request_tracker.add_request(method=method, url=url, data=sent)
+
+    def _lose_agent(self) -> None:
+        self.failed += 1
+        self._end_agent()
+
+    def _end_agent(self) -> None:
+        if self._agent is not None:
+            process, channel = self._agent
+            self._agent = None
+            channel.close()
+            _end(process)
+
+
+def _end(process: int) -> None:
+    with suppress(OSError):
+        os.killpg(process, signal.SIGKILL)
+    with suppress(OSError):
+        os.kill(process, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        os.waitpid(process, 0)
+
+
+def warm_up(place: Place) -> None:
+    """Open a world and leave it: the first one of a process takes seconds, and forks inherit that.
+
+    Raises `ConfigError` where there are no tasks.
+    """
+    tasks = sorted(path.name for path in (place.agent / "data" / "tasks").glob("*_*"))
+    if not tasks:
+        raise ConfigError(f"There are no tasks in {place.agent}: run isentrope appworld install.")
+    with tempfile.TemporaryDirectory(prefix="isentrope-appworld-") as folder:
+        os.environ.update(IPYTHONDIR=folder, APPWORLD_CACHE=str(place.cache))
+        update_root(str(place.agent))  # from here on: the engine remembers paths
+        world = Engine(tasks[0], experiment_name=folder, load_ground_truth=False)
+        world.execute("print(1)")
+        world.close()
+        Engine.close_all()
+
+
+def difficulty(place: Place, task: str) -> int:
+    """Return how hard a task is, 1 to 3, by its own data."""
+    file = place.full / "data" / "tasks" / task / "ground_truth" / "metadata.json"
+    return int(json.loads(file.read_text(encoding="utf-8"))["difficulty"])
