@@ -143,7 +143,6 @@ class AppWorld(NotebookEnv):
     def _keep(self, verdict: Mapping[str, Any]) -> None:
         """Save the engine's outputs under a name that no other rollout has."""
         assert self._outputs is not None
-        self._world.save()
         folder = Path(tempfile.mkdtemp(prefix=f"{self.task.id}-", dir=self._outputs))
         shutil.copytree(self._world.outputs, folder, dirs_exist_ok=True)
         (folder / "verdict.json").write_text(json.dumps(verdict, indent=1), encoding="utf-8")

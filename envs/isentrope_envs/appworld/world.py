@@ -73,7 +73,7 @@ class World:
 
     @property
     def outputs(self) -> Path:
-        """Return the folder that the engine itself evaluates, once it is saved."""
+        """Return the folder of what the engine writes; whole, once there is a verdict."""
         return Path(self.engine.output_directory)
 
     def run(self, code: str, seconds: float | None = None) -> Cell:
@@ -108,6 +108,7 @@ class World:
         Raises `GraderError` where there is none.
         """
         self._end_agent()
+        self._save()  # part of what it compares is read from there
         ours, theirs = Channel.pair()
         judge = os.fork()
         if judge == 0:
@@ -132,11 +133,6 @@ class World:
             raise GraderError(f"AppWorld's evaluation of {self.engine.task_id}: {answer['error']}")
         verdict: dict[str, Any] = answer["ok"]
         return verdict
-
-    def save(self) -> None:
-        """Write the databases and logs into `outputs`, as the engine does after every cell."""
-        self.engine._save_state(self.engine.output_db_home_path_on_disk)
-        self.engine.save_logs()
 
     def close(self) -> None:
         """End the agent, and leave the world, if that was not done."""
@@ -214,6 +210,11 @@ class World:
             sent["access_token"] = token.removeprefix("Bearer ")
         self.engine.requester.reset_request_count()
         self.engine.requester.request_tracker.add_request(method=method, url=url, data=sent)
+
+    def _save(self) -> None:
+        """Write databases and logs, as the engine does after every cell."""
+        self.engine._save_state(self.engine.output_db_home_path_on_disk)
+        self.engine.save_logs()
 
     def _lose_agent(self) -> None:
         self.failed += 1

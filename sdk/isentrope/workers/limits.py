@@ -25,7 +25,7 @@ class WorkerConfig:
     )
     """Address of a Ray cluster whose machines they run on: ``"auto"``, ``"host:port"``, or
     ``"local"`` for one of its own here. None: this machine, without Ray."""
-    start_deadline: float = field(default=60.0, validator=real(above=0))
+    start_deadline: float = field(default=120.0, validator=real(above=0))
     """Seconds of wall time to import and construct an environment."""
     deadline: float = field(default=30.0, validator=real(above=0))
     """Seconds of wall time for a reset or a step; then it is killed with all that it started."""

@@ -1,0 +1,273 @@
+"""The real engine, in an interpreter of its own, and a policy that tries everything."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import isentrope
+from isentrope import ConfigError, TextEnv
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def env(appworld: Path) -> Iterator[TextEnv]:
+    """An environment whose code has two seconds a turn."""
+    made = isentrope.make("appworld", preset="short", seconds=2.0)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def task(appworld: Path) -> str:
+    """The first task that somebody who does nothing does not solve, and is not a change."""
+    return (appworld / "full/data/datasets/train.txt").read_text().split()[0]
+
+
+def turns_of(root: Path, task: str) -> list[str]:
+    file = root / "full/data/tasks" / task / "ground_truth/turns.json"
+    found: list[str] = json.loads(file.read_text())
+    return found
+
+
+def does(env: TextEnv, code: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    return env.step(f"```python\n{code}\n```")
+
+
+def begin(env: TextEnv, task: str) -> None:
+    env.reset(seed=0, options={"task": task})
+
+
+def prints(env: TextEnv, code: str) -> str:
+    """Run a cell in a world that goes on, and return what the policy is told."""
+    observation, reward, terminated, truncated, info = does(env, code)
+    assert (0.0, False, False) == (reward, terminated, truncated)
+    assert {} == info
+    return observation
+
+
+def test_variables_and_the_world_stay_from_turn_to_turn(env: TextEnv, task: str) -> None:
+    begin(env, task)
+    prints(env, "me = apis.supervisor.show_profile()")
+    assert "@example.com" in prints(env, "print(me['email'])")
+
+
+def test_every_task_of_ours_is_solved_by_its_solution(env: TextEnv, appworld: Path) -> None:
+    for tasks in env.tasks.values():
+        for found in tasks:
+            begin(env, found.id)
+            for code in turns_of(appworld, found.id):
+                _, reward, terminated, _, info = does(env, code)
+            assert (1.0, True, True) == (reward, terminated, info["success"]), found.id
+            assert info["metrics"]["tests"] == info["metrics"]["passes"] >= 1
+            assert 1 <= info["metrics"]["difficulty"] <= 3
+            assert info["report"].startswith("passed: ")
+
+
+def test_calling_it_complete_is_no_success(env: TextEnv, task: str) -> None:
+    begin(env, task)
+    _, reward, terminated, _, info = does(env, "apis.supervisor.complete_task(answer='no idea')")
+    assert terminated
+    assert not info["success"]
+    assert reward < 1.0
+    assert "failed: " in info["report"]
+
+
+def answer_of(root: Path, task: str) -> Path:
+    return root / "full/data/tasks" / task / "ground_truth/answer.json"
+
+
+READ = "__import__('pathlib').Path({!r}).read_text()"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "full/data/tasks/{task}/ground_truth/answer.json",
+        "agent/data/tasks/{task}/specs.json",
+        "agent/data/base_dbs/admin.db",
+    ],
+)
+def test_no_file_of_the_data_can_be_read(
+    env: TextEnv, appworld: Path, task: str, place: str
+) -> None:
+    begin(env, task)
+    file = (appworld / place.format(task=task)).resolve()
+    assert file.is_file()
+    assert "PermissionError" in prints(env, f"print({READ.format(str(file))})")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("print(__import__('os').environ['PATH'])\nprint(dict(__import__('os').environ))", ""),
+        ("__import__('socket').create_connection(('127.0.0.1', 22), 1)", "Error"),
+        ("__import__('socket').create_connection(('192.0.2.1', 80), 1)", "Error"),
+        ("print(__import__('os').posix_spawn('/bin/true', ['true'], {}))", "Error"),
+        ("__import__('os').mkdir('/tmp/escaped')", "Error"),
+        ("__import__('pathlib').Path('/tmp/escaped').touch()", ""),  # the engine's guard eats it
+        ("print([entry.name for entry in __import__('os').scandir('/root')])", "PermissionError"),
+        ("print(len(bytearray(5 << 30)))", "MemoryError"),
+        ("print(open('/proc/1/environ').read())", ""),
+        ("import subprocess\nprint(subprocess.run(['id']))", "Execution failed"),
+    ],
+)
+def test_what_is_outside_stays_outside(env: TextEnv, task: str, code: str, said: str) -> None:
+    begin(env, task)
+    told = prints(env, code)
+    assert said in told
+    assert "ISENTROPE" not in told
+    assert not Path("/tmp/escaped").exists()
+    assert "@example.com" in prints(env, "print(apis.supervisor.show_profile()['email'])")
+
+
+def test_there_is_no_ground_truth_in_its_process(env: TextEnv, task: str) -> None:
+    begin(env, task)
+    code = (
+        "found = [o for o in __import__('gc').get_objects() if 'GroundTruth' in type(o).__name__]\n"
+        "print(len(found), len([o for o in __import__('gc').get_objects()]) > 1000)"
+    )
+    assert "0 True" == prints(env, code)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from appworld.apps.supervisor import models\nprint(models.Task.first())",
+        "print(apis.supervisor.requester.client._channel._socket.fileno())\n"
+        "print(requester.post('/dbs', data={'create': True}).text)",
+        "print(requester.post('/seed', data={'seed': 1}).text)",
+        "print(requester.get('/supervisor/../dbs').text)",
+        "print(requester.get('/supervisor/%2e%2e/dbs').text)",
+    ],
+)
+def test_the_databases_are_out_of_reach(env: TextEnv, task: str, code: str) -> None:
+    begin(env, task)
+    assert "Execution failed" in prints(env, code)
+
+
+def test_writing_its_own_copy_of_a_database_earns_nothing(
+    env: TextEnv, appworld: Path, task: str
+) -> None:
+    """Through the engine's models, as a policy that has read its source would."""
+    answer = json.loads(answer_of(appworld, task).read_text())
+    begin(env, task)
+    does(
+        env,
+        "from appworld.apps.supervisor import models\n"
+        "try:\n"
+        "    row = models.Task.first()\n"
+        f"    row.answer = {answer!r}\n"
+        "    row.status = 'success'\n"
+        "    row.save()\n"
+        "except Exception as error:\n"
+        "    print(type(error))",
+    )
+    _, reward, terminated, _, info = does(env, "apis.supervisor.complete_task(answer='wrong')")
+    assert terminated
+    assert not info["success"]
+    assert reward < 1.0
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("sum(range(10**11))", "took longer than"),
+        ("__import__('signal').alarm(0)\nwhile True:\n    pass", "took longer than"),
+        ("while True:\n    pass", "timed out after 2 seconds"),
+        ("raise KeyboardInterrupt", "ended its process"),
+        ("__import__('ctypes').CDLL(None)._exit(3)", "ended its process"),
+        ("__import__('os').kill(__import__('os').getpid(), 9)", ""),
+        ("__import__('ctypes').CDLL(None).kill(0, 9)", "ended its process"),
+        ("__import__('sys').setrecursionlimit(10**9)\nf = lambda: f()\nf()", ""),
+    ],
+)
+def test_what_hangs_or_dies_loses_its_variables_and_not_its_world(
+    env: TextEnv, task: str, code: str, told: str
+) -> None:
+    begin(env, task)
+    start = time.monotonic()
+    assert told in prints(env, code)
+    assert time.monotonic() - start < 12
+    assert "@example.com" in prints(env, "print(apis.supervisor.show_profile()['email'])")
+
+
+def test_a_fork_bomb_is_counted(env: TextEnv, task: str) -> None:
+    begin(env, task)
+    code = "fork = __import__('ctypes').CDLL(None).fork\nfor _ in range(200):\n    fork()\n"
+    prints(env, code)
+    assert "@example.com" in prints(env, "print(apis.supervisor.show_profile()['email'])")
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\xff\xff\xff\xff",
+        b"\x00\x00\x00\x02{}",
+        b"\x00\x00\x00\x02[]",
+        b'\x00\x00\x00\x0d{"output": 1}',
+        b"\x00\x00\x00\x04nope",
+        b"\x00\x00\x00\x1f" + b'{"output": "lie", "ran": true}'.ljust(31),
+        b"\x00\x00\x00\x3c" + b'{"method": "get", "url": ["x"], "data": 7}'.ljust(60),
+        b"\x00\x00\x00\x50"
+        + b'{"method": "get", "url": "supervisor/profile", "data": {"params": 7}}'.ljust(80),
+    ],
+)
+def test_a_forged_frame_is_a_lie_to_itself_at_most(env: TextEnv, task: str, frame: bytes) -> None:
+    begin(env, task)
+    code = f"apis.supervisor.show_profile()\nrequester.client._channel._socket.sendall({frame!r})"
+    prints(env, code)
+    prints(env, "x = 1")  # whatever is left over
+    _, reward, terminated, _, info = does(env, "apis.supervisor.complete_task(answer='no idea')")
+    if terminated:
+        assert not info["success"]
+        assert reward < 1.0
+
+
+def test_a_right_solve_after_all_that_still_counts(env: TextEnv, appworld: Path, task: str) -> None:
+    begin(env, task)
+    prints(env, "raise KeyboardInterrupt")
+    prints(env, "1/0")
+    for code in turns_of(appworld, task):
+        _, reward, _, _, info = does(env, code)
+    assert (1.0, True, 2) == (reward, info["success"], info["metrics"]["failed_cells"])
+
+
+def test_a_turn_limit_of_its_own_judges_what_was_done(appworld: Path, task: str) -> None:
+    env = isentrope.make("appworld", preset="loop", turns=2)
+    try:
+        begin(env, task)
+        first = does(env, "print(1)")
+        assert "The task, once more: " in first[0]
+        _, reward, terminated, truncated, info = does(env, "print(2)")
+        assert (False, True, False) == (terminated, truncated, info["success"])
+        assert info["metrics"]["passes"] / info["metrics"]["tests"] == pytest.approx(reward)
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"preset": "looop"}, r"preset must be one of \['appworld', 'loop', 'short'\]"),
+        ({"reward": "most"}, r"reward must be one of \['fraction', 'gated', 'success'\]"),
+        ({"difficulties": [4]}, r"difficulties must be a list of \[1, 2, 3\]; got \[4\]"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(appworld: Path, config: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        isentrope.make("appworld", **config)
+
+
+def test_nothing_is_left_behind(env: TextEnv, task: str) -> None:
+    begin(env, task)
+    does(env, "apis.supervisor.complete_task()")
+    left = [name for name in os.listdir("/tmp") if name.startswith("isentrope-appworld-")]
+    assert [] == left
