@@ -34,8 +34,8 @@ REFUSED = {
     "text2sql": "it needs the data bases of its data sets, which do not come with it",
 }
 ASKING = {
-    "gsm8k": ("#### ", "output the final answer after \"####\"."),
-    "gsm8k_multi_turn": ("#### ", "output the final answer after \"####\"."),
+    "gsm8k": ("#### ", 'output the final answer after "####".'),
+    "gsm8k_multi_turn": ("#### ", 'output the final answer after "####".'),
     "aime": ("Answer: ", "end with a line of the form Answer: $Answer."),
 }
 """How an answer begins that the environment can read, and how a question asks for that."""
