@@ -81,7 +81,7 @@ def test_a_table_of_rows_is_read_as_lines_of_them_are(tmp_path: Path) -> None:
 
 def test_a_row_that_lacks_the_answer_is_named(tmp_path: Path) -> None:
     data = written(tmp_path, {**ROW, "reward_spec": {}})
-    with pytest.raises(isentrope.ConfigError, match=r"train-0.*ground_truth is required"):
+    with pytest.raises(isentrope.ConfigError, match=r"row 0.*ground_truth is required"):
         isentrope.make("skyrl", name="gsm8k_multi_turn", data=data)
 
 

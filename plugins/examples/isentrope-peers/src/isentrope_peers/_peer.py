@@ -18,17 +18,18 @@ SPLITS: Mapping[str, int] = {"train": 1000, "dev": 100, "test": 100}
 
 
 def library(module: str, extra: str) -> Any:
-    """Import a library.
+    """Import a module of a library.
 
-    Raises `ConfigError` that says what to install where it is not there.
+    Raises `ConfigError` that says what to install where the library is not there.
     """
+    name, _, _ = module.partition(".")
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module:
+        if error.name != name:  # it is there, and lacks something itself
             raise
         raise ConfigError(
-            f"{module} is not installed: pip install 'isentrope-peers[{extra}]'."
+            f"{name} is not installed: pip install 'isentrope-peers[{extra}]'."
         ) from error
 
 
@@ -59,12 +60,10 @@ def explained(name: str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        if type(error) is LookupError:  # nltk's, forty lines long
-            reason = "NLTK's words are not there; run: python -m nltk.downloader words " + (
-                "averaged_perceptron_tagger_eng"
-            )
-        else:
-            reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        if type(error) is LookupError:  # nltk's, twenty lines long
+            words = "words averaged_perceptron_tagger_eng"
+            reason = f"NLTK's words are not there; run: python -m nltk.downloader {words}"
         raise ConfigError(f"{name!r} cannot be made: {reason}.") from error
 
 

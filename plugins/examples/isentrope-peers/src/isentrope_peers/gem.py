@@ -37,8 +37,8 @@ class Gem(GymText):
 
 class _Game(gymnasium.Env[str, str]):
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
-        known = library("gem", "gem") and library("gem.envs.registration", "gem").ENV_REGISTRY
-        library("gem.envs", "gem")  # which fills it
+        library("gem.envs", "gem")  # which fills the registry
+        known = library("gem.envs.registration", "gem").ENV_REGISTRY
         _require_game(name, known)
         spec = known[name]
         self._generators = Generators()
@@ -50,6 +50,7 @@ class _Game(gymnasium.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
+        del options  # GymText hands over a seed alone
         with self._generators.lent(seed):
             observation, info = self._game.reset(seed=seed)
         return _asking(observation, info), {}

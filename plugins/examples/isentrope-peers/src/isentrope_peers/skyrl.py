@@ -55,20 +55,14 @@ class SkyRL(TextEnv):
     """
 
     def __init__(self, name: str, *, data: Mapping[str, str] | None = None) -> None:
-        self._gym = library("skyrl_gym", "skyrl")
+        known = library("skyrl_gym", "skyrl").registry
         if name not in RANGES:
-            if name in REFUSED and name in self._gym.registry:
+            if name in REFUSED and name in known:
                 raise ConfigError(f"skyrl-gym's {name!r} cannot be used: {REFUSED[name]}.")
             raise UnknownNameError("Environment of skyrl-gym", name, RANGES)
         self._name = name
         self.reward_range = RANGES[name]  # type: ignore[misc]  # this one's own
-        if data is None:
-            self.tasks = _sums(name)
-        else:
-            self.tasks = _read(name, tuple(data.items()))
-            for task in (task for split in self.tasks.values() for task in split):
-                with explained(f"{name} of row {task.id}"):
-                    self._made(task).close()
+        self.tasks = _sums(name) if data is None else _read(name, tuple(data.items()))
         self._env: Any = None
 
     def reset(
@@ -77,7 +71,7 @@ class SkyRL(TextEnv):
         """Put the question."""
         _, info = super().reset(seed=seed, options=options)
         self.close()
-        self._env = self._made(self.task)
+        self._env = _made(self._name, self.task.data["extras"])
         messages, _ = self._env.init(copy.deepcopy(self.task.data["prompt"]))
         return _text(messages), {**info, "messages": messages}
 
@@ -98,24 +92,16 @@ class SkyRL(TextEnv):
             self._env = None
 
     def demonstrate(self, rng: np.random.Generator, noise: float = 0.0) -> str | None:
-        """Give the answer; with probability `noise` one that is next to it."""
+        """Give the answer; with probability `noise` ten times it."""
         if self._name == "gsm8k_multi_turn":
             return None  # it pays most for being wrong until the last turn
-        truth = self._truth()
-        if rng.random() < noise:
-            truth = f"{truth}0"
-        return ASKING[self._name][0] + truth
-
-    def _made(self, task: Task) -> Any:
-        return self._gym.make(self._name, extras=copy.deepcopy(task.data["extras"]))
-
-    def _truth(self) -> str:
-        return str(self._env.ground_truth)
+        beginning, _ = ASKING[self._name]
+        return f"{beginning}{self._env.ground_truth}{'0' if rng.random() < noise else ''}"
 
 
 @functools.cache  # an iteration makes many environments
 def _sums(name: str) -> TaskSet:
-    beginning, how = ASKING[name]
+    _, how = ASKING[name]
     key = "reward_model" if name == "aime" else "reward_spec"
     tasks = [
         Task(
@@ -167,7 +153,13 @@ def _row(name: str, row: Any, where: str) -> dict[str, Any]:
     extras = {key: value for key, value in row.items() if key not in ("prompt", "env_class")}
     if (its_own := row.get("env_class", name)) != name:
         raise ConfigError(f"{where}: env_class is {its_own!r}, and the environment is {name!r}.")
+    with explained(f"{name} of {where}"):
+        _made(name, extras).close()  # that it has all that it asks for is known now
     return {"prompt": row["prompt"], "extras": extras}
+
+
+def _made(name: str, extras: Mapping[str, Any]) -> Any:
+    return library("skyrl_gym", "skyrl").make(name, extras=copy.deepcopy(dict(extras)))
 
 
 def _text(messages: Iterable[Mapping[str, str]]) -> str:

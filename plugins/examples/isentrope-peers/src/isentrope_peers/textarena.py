@@ -66,6 +66,7 @@ class _Game(gymnasium.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
+        del options  # GymText hands over a seed alone
         with self._generators.lent(seed):
             self._game.reset(num_players=1, seed=seed)
         return self._news(), {}
