@@ -86,3 +86,12 @@ def test_what_ci_installs_is_within_what_the_extras_allow() -> None:
     pinned = dict(re.findall(r"([\w-]+)==([\d.]+)", RUN))
     assert {"gem-llm", "textarena", "reasoning-gym", "skyrl-gym"} == set(pinned)
     assert all(allowed[name].specifier.contains(version) for name, version in pinned.items())
+
+
+@pytest.mark.slow
+def test_the_config_in_its_readme_is_one(site: Path, tmp_path: Path) -> None:
+    readme = (PEERS / "README.md").read_text(encoding="utf-8")
+    (config,) = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "run.toml").write_text(config, encoding="utf-8")
+    read = "from isentrope.config import read_config as r; print(r('run.toml').env.id)"
+    assert "reasoning-gym\n" == python("-c", read, site=site, cwd=tmp_path)
