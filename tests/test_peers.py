@@ -95,4 +95,4 @@ def test_the_config_in_its_readme_is_one(site: Path, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(config, encoding="utf-8")
     read = "from isentrope.config import read_config as r; print(r('run.toml').env.id)"
     by = interpreter("peers")  # a config's environment is made to be checked
-    assert "reasoning-gym\n" == python("-c", read, site=site, cwd=tmp_path, by=by)
+    assert "textarena\n" == python("-c", read, site=site, cwd=tmp_path, by=by)

@@ -1,9 +1,10 @@
-"""TextArena's games for one player: against TextArena itself, and under the kit."""
+"""TextArena's games for one player: against TextArena itself, under the kit, and in training."""
 
 from __future__ import annotations
 
 import importlib
 import re
+from pathlib import Path
 
 import pytest
 
@@ -105,3 +106,26 @@ def test_what_cannot_be_is_refused_in_a_sentence(
     monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
     with pytest.raises(isentrope.ConfigError, match=sentence):
         isentrope.make("textarena", **config)
+
+
+def test_a_small_policy_that_guesses_can_play(tmp_path: Path) -> None:
+    run = isentrope.train(
+        env={"id": "textarena", "name": "GuessTheNumber-v0"},
+        algorithm="grpo",
+        model={
+            "hidden_size": 32,
+            "layers": 1,
+            "context": 4096,
+            "warmup_env": "guess",  # which hears "higher" and "lower" too
+            "warmup_steps": 150,
+            "warmup_batch": 32,
+            "warmup_lr": 8e-3,
+        },
+        rollout={"tasks": 8, "group": 4, "max_tokens": 8, "max_turns": 12},
+        iterations=2,
+        out=tmp_path / "run",
+    )
+    assert [32, 32] == [metrics["status/ok"] for metrics in run.metrics]
+    assert all(2 < metrics["turns_per_episode"] <= 12 for metrics in run.metrics)
+    assert any(metrics["grad_norm"] for metrics in run.metrics)
+    assert "env/invalid_move" in run.metrics[0]
