@@ -31,10 +31,14 @@ SMALL = (
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which pip has installed both."""
-    folder = tmp_path_factory.mktemp("examples")
+    return installed(tmp_path_factory.mktemp("examples"), *NAMES)
+
+
+def installed(folder: Path, *names: str) -> Path:
+    """Install examples into a folder of `folder`, and return it."""
     wheels = [
         next(WheelBuilder(str(EXAMPLES / name)).build(directory=str(folder), versions=["standard"]))
-        for name in NAMES
+        for name in names
     ]
     options = ["--no-deps", "--no-index", "--no-compile", "--disable-pip-version-check", "--quiet"]
     subprocess.run(
@@ -44,13 +48,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def python(*arguments: object, site: Path, cwd: Path) -> str:
+def python(*arguments: object, site: Path, cwd: Path, by: str = sys.executable) -> str:
     """Run ``python ...`` with the examples installed; return what it printed."""
     ours = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     more = {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1"}
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd, env={**ours, **more}, capture_output=True, text=True, timeout=300, check=False,
+        [by, *map(str, arguments)],
+        cwd=cwd, env={**ours, **more}, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -1140,6 +1140,20 @@ def test_what_only_another_process_can_tell(env: Any, check: str, said: str) -> 
     assert (check == "answers") == (len(report.findings) == 1), "nothing else can be risked"
 
 
+class Named(Parrot):
+    """It has an option that the check's own argument is called like."""
+
+    def __init__(self, name: str) -> None:
+        assert "polly" == name
+        super().__init__()
+
+
+def test_an_environment_may_have_an_option_called_name() -> None:
+    from isentrope.testing import check
+
+    assert check(f"{__name__}:Named", name="polly", deadline=None).ok
+
+
 def test_components_are_checked_by_their_id() -> None:
     from isentrope.testing import check
 

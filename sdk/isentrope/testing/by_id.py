@@ -16,7 +16,7 @@ KINDS = ("environment", "advantage", "transform", "objective", "controller")
 """What can be checked by its id; an engine needs a model: `check_engine`."""
 
 
-def check(name: str, kind: str | None = None, *, on: str = "grpo", **config: Any) -> Report:
+def check(name: str, /, kind: str | None = None, *, on: str = "grpo", **config: Any) -> Report:
     """Check a component by its id, or an environment by ``"package.module:Class"``.
 
     kind: of `KINDS`, where several kinds have the id. on: the recipe whose knobs a controller is

@@ -1,0 +1,1 @@
+"""Environments of other libraries, brought to Isentrope by their own names."""
