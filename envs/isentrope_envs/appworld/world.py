@@ -32,6 +32,7 @@ from isentrope_envs.appworld.channel import Channel, leave, now
 from isentrope_envs.appworld.place import Place
 from isentrope_envs.appworld.routes import REFUSED, Routes
 
+SUPERVISOR = ("first_name", "last_name", "email", "phone_number")
 REQUESTS = 1000
 """API calls of a cell; the engine's own limit."""
 LONGEST_CELL = 1 << 20
@@ -42,8 +43,8 @@ JUDGE = 60.0
 """Seconds for a judge."""
 
 
-class World:
-    """A task's world; its code runs in a process of its own."""
+class LocalWorld:
+    """A task's world on this machine; its code runs in a process of its own."""
 
     def __init__(self, task: str, limits: NotebookLimits, place: Place, routes: Routes) -> None:
         self._limits, self._place, self._routes = limits, place, routes
@@ -60,6 +61,14 @@ class World:
         self.failed = 0
         """Cells that raised, or ended their process."""
         self._agent: tuple[int, Channel] | None = None
+
+    @property
+    def about(self) -> dict[str, str]:
+        """Its instruction, its date, and who asks."""
+        task = self.engine.task
+        who = {name: str(getattr(task.supervisor, name)) for name in SUPERVISOR}
+        date = f"{task.datetime:%A, %d %B %Y, %H:%M}"
+        return {"instruction": task.instruction, "date": date, **who}
 
     @property
     def running(self) -> bool:
