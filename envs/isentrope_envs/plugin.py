@@ -18,6 +18,11 @@ def isentrope_environments() -> list[EnvSpec]:
             setup="isentrope appworld install",
         ),
         EnvSpec(
+            "appworld-served",
+            "isentrope_envs.appworld.served:AppWorldServed",
+            "The same from AppWorld's own servers, by HTTP: urls = [...], tasks = {...}",
+        ),
+        EnvSpec(
             "arithmetic",
             "isentrope_envs.arithmetic:Arithmetic",
             "Linear equations in one turn, with many equally right derivations",

@@ -337,9 +337,11 @@ def test_a_broken_environment_is_found_out(broken: Any, expected: set[str]) -> N
 
 
 HERE = [
-    row.id for row in registry().rows if isinstance(row.spec, EnvSpec) and row.spec.python is None
+    row.id
+    for row in registry().rows
+    if isinstance(row.spec, EnvSpec) and row.spec.python is None and row.id != "appworld-served"
 ]
-"""Of this interpreter; what runs in another is set up, and tried, by its own tests."""
+"""Of this interpreter; what needs another, or servers, is tried by its own tests."""
 
 
 @pytest.mark.parametrize("env", HERE)
