@@ -76,9 +76,9 @@ def _tokenizer() -> tuple[Any, int]:
     return tokenizer, tokenizer.eos_token_id
 
 
-def pool_of(limits: WorkerConfig, *, fresh: bool = False, **config: Any) -> WorkerHost:
+def pool_of(limits: WorkerConfig, *, episodes: int | None = None, **config: Any) -> WorkerHost:
     """Return a host of workers."""
-    return WorkerHost(WorkerPool("one-turn", ENTRY_POINT, config, limits, fresh=fresh))
+    return WorkerHost(WorkerPool("one-turn", ENTRY_POINT, config, limits, episodes=episodes))
 
 
 async def rate(host: Host, limits: WorkerConfig, episodes: int, rounds: int = 5) -> float:
@@ -103,7 +103,7 @@ def speed() -> None:
     kinds: dict[str, tuple[Host, int]] = {
         "in this process": (LocalHost(OneTurn), 2000),
         "in reused workers": (pool_of(limits), 2000),
-        "in a fresh worker each": (pool_of(limits, fresh=True), 300),
+        "in a fresh worker each": (pool_of(limits, episodes=1), 300),
     }
     print(f"\n{'one-turn episodes':>24} {'a second':>9}")
     for name, (host, episodes) in kinds.items():

@@ -13,7 +13,7 @@ def isentrope_environments() -> list[EnvSpec]:
             "isentrope_envs.appworld.env:AppWorld",
             "Everyday tasks over nine apps, done by writing Python (AppWorld's own engine)",
             splits=("train", "dev", "test_normal", "test_challenge"),
-            isolation="episode",
+            episodes=50,  # the engine leaks a megabyte with each world
             python=str(Place.default().python),
             setup="isentrope appworld install",
         ),

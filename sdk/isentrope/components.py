@@ -120,7 +120,7 @@ def pool_of(spec: EnvSpec, env_id: str, config: Mapping[str, Any], limits: Worke
         config=config,
         limits=limits,
         python=spec.python,
-        fresh=(limits.isolation or spec.isolation) == "episode",
+        episodes=1 if (limits.isolation or spec.isolation) == "episode" else spec.episodes,
     )
 
 

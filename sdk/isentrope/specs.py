@@ -91,6 +91,8 @@ class EnvSpec:
     """Keyword arguments of the class that this id stands for; a user's override them."""
     isolation: Isolation = field(default="process", validator=_known_isolation)
     """``"none"`` only for what is fast and cannot hang: it can take the run with it."""
+    episodes: int | None = None
+    """How many a worker serves before it is replaced, for what leaks; None: any number."""
     python: str | None = None
     """Path of another interpreter to run it in, for dependencies that clash with ours; it needs no
     Isentrope. None: this one."""

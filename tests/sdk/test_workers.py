@@ -244,7 +244,7 @@ def test_with_isolation_by_episode_none_does() -> None:
             await pool.give_back(worker, clean=True)
         return found
 
-    pool = WorkerPool("rogue", ROGUE, {}, WorkerConfig(), fresh=True)
+    pool = WorkerPool("rogue", ROGUE, {}, WorkerConfig(), episodes=1)
     first, second = use(twice, pool)
     assert first != second
     assert (2, 0) == (pool.started, pool.killed)

@@ -18,6 +18,7 @@ import numpy as np
 
 from isentrope import ConfigError, Task, TaskSet
 from isentrope_envs.appworld.base import AppWorldEnv
+from isentrope_envs.appworld.judge import Judge
 from isentrope_envs.appworld.place import Place
 from isentrope_envs.appworld.routes import Routes
 from isentrope_envs.appworld.world import LocalWorld, difficulty, warm_up
@@ -47,10 +48,11 @@ class AppWorld(AppWorldEnv):
         super().__init__(**options)
         self.tasks = _tasks(_levels(difficulties))
         self._outputs = None if outputs is None else Path(outputs)
+        self._judge = Judge(PLACE.full)
 
     def open_world(self) -> LocalWorld:
         """Open the task's world, in this process."""
-        self._local = LocalWorld(self.task.id, self.limits, PLACE, ROUTES)
+        self._local = LocalWorld(self.task.id, self.limits, ROUTES, self._judge)
         return self._local
 
     def end(self, answer: Any) -> tuple[float, dict[str, Any]]:
@@ -60,6 +62,11 @@ class AppWorld(AppWorldEnv):
             folder = tempfile.mkdtemp(prefix=f"{self.task.id}-", dir=self._outputs)
             shutil.copytree(self._local.outputs, folder, dirs_exist_ok=True)
         return reward, info
+
+    def close(self) -> None:
+        """Leave the world, and end the judge."""
+        super().close()
+        self._judge.close()
 
     def demonstrate(self, rng: np.random.Generator, noise: float = 0.0) -> str | None:
         """Do what our tiny world's solution does next; real tasks have none.

@@ -1,10 +1,10 @@
 """One world of the engine's, and the processes around it.
 
-Three processes to an episode, each a fork of this one, which opened the world::
+Three processes to a worker::
 
     this one    holds the databases and answers requests for documented APIs; runs no policy's code
-    the agent   runs the policy's code, shut in; has no database and no ground truth
-    the judge   reads the ground truth, once the episode is over, and is gone with it
+    the agent   a fork of it for each episode, runs the policy's code, shut in, without databases
+    the judge   an earlier fork of it, alone reads the ground truth; sees what this one has saved
 
 The engine allows one world to a process, stops its clocks, and patches its builtins: this module is
 for processes that do nothing else.
@@ -24,11 +24,11 @@ from typing import Any
 from appworld import AppWorld as Engine
 from appworld import update_root
 from appworld.apps.model_lib import CachedDBHandler
-from appworld.evaluator import evaluate_task
 
-from isentrope import Cell, ConfigError, GraderError, NotebookLimits
+from isentrope import Cell, ConfigError, NotebookLimits
 from isentrope_envs.appworld import agent
 from isentrope_envs.appworld.channel import Channel, leave, now
+from isentrope_envs.appworld.judge import Judge
 from isentrope_envs.appworld.place import Place
 from isentrope_envs.appworld.routes import REFUSED, Routes
 
@@ -39,15 +39,15 @@ LONGEST_CELL = 1 << 20
 """Characters of a cell's output that leave the agent's process."""
 MARGIN = 2.0
 """Seconds that the engine has to end a cell by itself, before its process is killed."""
-JUDGE = 60.0
-"""Seconds for a judge."""
+START = 60.0
+"""Seconds for an agent's process to shut itself in."""
 
 
 class LocalWorld:
     """A task's world on this machine; its code runs in a process of its own."""
 
-    def __init__(self, task: str, limits: NotebookLimits, place: Place, routes: Routes) -> None:
-        self._limits, self._place, self._routes = limits, place, routes
+    def __init__(self, task: str, limits: NotebookLimits, routes: Routes, judge: Judge) -> None:
+        self._limits, self._routes, self._judge = limits, routes, judge
         self._folder = Path(tempfile.mkdtemp(prefix="isentrope-appworld-"))
         os.chmod(self._folder, 0o711)  # noqa: S103  # the agent's own folder is in it
         os.environ["IPYTHONDIR"] = str(self._folder)
@@ -110,38 +110,11 @@ class LocalWorld:
         return Cell(output, ran, done)
 
     def judge(self) -> dict[str, Any]:
-        """Return the engine's own verdict on the databases as they are.
-
-        Its fields: success, difficulty, num_tests, passes, failures.
-
-        Raises `GraderError` where there is none.
-        """
+        """Return the engine's own verdict on the databases as they are; raises `GraderError`."""
         self._end_agent()
-        self._save()  # part of what it compares is read from there
-        ours, theirs = Channel.pair()
-        judge = os.fork()
-        if judge == 0:
-            try:
-                update_root(str(self._place.full))
-                task, outputs = self.engine.task_id, str(self._folder)
-                tracker = evaluate_task(task, outputs, save_report=False)
-                theirs.send({"ok": tracker.to_dict()})
-            except BaseException as error:
-                theirs.send({"error": f"{type(error).__name__}: {error}"})
-            finally:
-                leave(0)
-        theirs.close()
-        try:
-            answer = ours.receive(now() + JUDGE)
-        except (OSError, ValueError) as error:
-            answer = {"error": str(error) or "it took too long"}
-        finally:
-            ours.close()
-            _end(judge)
-        if "error" in answer:
-            raise GraderError(f"AppWorld's evaluation of {self.engine.task_id}: {answer['error']}")
-        verdict: dict[str, Any] = answer["ok"]
-        return verdict
+        self.engine._save_state(self.engine.output_db_home_path_on_disk)
+        self.engine.save_logs()
+        return self._judge.verdict(self.engine.task_id, self._folder)
 
     def close(self) -> None:
         """End the agent, and leave the world, if that was not done."""
@@ -163,7 +136,7 @@ class LocalWorld:
                 leave(1)
         theirs.close()
         try:
-            held = ours.receive(now() + JUDGE)["held"]
+            held = ours.receive(now() + START)["held"]
         except (OSError, ValueError, KeyError) as error:
             _end(process)
             raise OSError(f"The agent's process did not start: {error}.") from error
@@ -219,11 +192,6 @@ class LocalWorld:
             sent["access_token"] = token.removeprefix("Bearer ")
         self.engine.requester.reset_request_count()
         self.engine.requester.request_tracker.add_request(method=method, url=url, data=sent)
-
-    def _save(self) -> None:
-        """Write databases and logs, as the engine does after every cell."""
-        self.engine._save_state(self.engine.output_db_home_path_on_disk)
-        self.engine.save_logs()
 
     def _lose_agent(self) -> None:
         self.failed += 1

@@ -214,7 +214,7 @@ class RayPool(Pool):
                         config=dict(self.config),
                         limits=self.limits,
                         python=self.python,
-                        fresh=self.fresh,
+                        episodes=self.episodes,
                     )
                 )
             )

@@ -43,8 +43,8 @@ class Pool(ABC):
     limits: WorkerConfig
     python: str | None = None
     """An interpreter, if it is not this one."""
-    fresh: bool = False
-    """No worker is used twice."""
+    episodes: int | None = None
+    """How many a worker serves before it is replaced; None: any number."""
     about: dict[str, Any] = field(factory=dict, init=False)
     """What the environment says of itself, once a worker was borrowed."""
 
@@ -95,7 +95,8 @@ class WorkerPool(Pool):
 
     async def give_back(self, worker: Worker, *, clean: bool) -> None:
         """Take a worker back; one that is not clean is killed."""
-        if clean and worker.end is None and not self.fresh:
+        worker.served += 1
+        if clean and worker.end is None and worker.served != self.episodes:
             self._idle.append(worker)
         else:
             await self._end(worker, clean=clean)

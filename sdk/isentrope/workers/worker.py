@@ -65,6 +65,8 @@ class Worker:
     """To its keeper; closing it, at the latest when this process ends, kills the worker."""
     end: End | None = field(default=None, init=False)
     """Set when it has ended."""
+    served: int = field(default=0, init=False)
+    """How many episodes it had."""
 
     def __attrs_post_init__(self) -> None:
         """Leave waiting to the event loop."""

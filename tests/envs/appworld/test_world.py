@@ -13,6 +13,7 @@ import pytest
 
 import isentrope
 from isentrope import ConfigError, TextEnv
+from tests.sdk.test_workers import gone, of_this_process
 
 pytestmark = pytest.mark.slow
 
@@ -266,8 +267,15 @@ def test_a_wrong_option_is_one_sentence(appworld: Path, config: dict[str, Any], 
         isentrope.make("appworld", **config)
 
 
-def test_nothing_is_left_behind(env: TextEnv, task: str) -> None:
+def test_nothing_is_left_behind(appworld: Path, task: str) -> None:
+    def found() -> set[str]:
+        return {name for name in os.listdir("/tmp") if name.startswith("isentrope-")}
+
+    before, processes = found(), of_this_process()
+    env = isentrope.make("appworld", preset="short")
     begin(env, task)
-    does(env, "apis.supervisor.complete_task()")
-    left = [name for name in os.listdir("/tmp") if name.startswith("isentrope-appworld-")]
-    assert [] == left
+    does(env, "print(1)")
+    assert found() - before
+    env.close()
+    assert all(map(gone, of_this_process() - processes))
+    assert set() == found() - before
