@@ -51,8 +51,11 @@ if TYPE_CHECKING:
     from isentrope.errors import PluginError as PluginError
     from isentrope.errors import TrainingError as TrainingError
     from isentrope.errors import UnknownNameError as UnknownNameError
-    from isentrope.evaluation import Evaluation as Evaluation
-    from isentrope.evaluation import evaluate as evaluate
+    from isentrope.evaluation.estimates import Estimate as Estimate
+    from isentrope.evaluation.result import Attempt as Attempt
+    from isentrope.evaluation.result import Comparison as Comparison
+    from isentrope.evaluation.result import Evaluation as Evaluation
+    from isentrope.evaluation.run import evaluate as evaluate
     from isentrope.hookspecs import hookimpl as hookimpl
     from isentrope.loop import train as train
     from isentrope.models import LanguageModel as LanguageModel
@@ -96,7 +99,9 @@ _HOME = {
     "episodes": "Episode Message Segment Status StopReason",
     "errors": "ConfigError EngineError EnvironmentContractError GraderError IsentropeError "
     "PluginError TrainingError UnknownNameError",
-    "evaluation": "Evaluation evaluate",
+    "evaluation.estimates": "Estimate",
+    "evaluation.result": "Attempt Comparison Evaluation",
+    "evaluation.run": "evaluate",
     "hookspecs": "hookimpl",
     "loop": "train",
     "models": "LanguageModel ModelConfig",

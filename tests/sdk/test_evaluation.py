@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import isentrope
 from isentrope import ConfigError, Episode, Status, StopReason
-from isentrope.evaluation import summarize
+from isentrope.evaluation.result import summarize
 
 
 def episode(task: str, rollout: int, *, success: bool, status: Status = Status.OK) -> Episode:
