@@ -51,8 +51,9 @@ if TYPE_CHECKING:
     from isentrope.errors import PluginError as PluginError
     from isentrope.errors import TrainingError as TrainingError
     from isentrope.errors import UnknownNameError as UnknownNameError
+    from isentrope.evaluation.attempts import Attempt as Attempt
     from isentrope.evaluation.estimates import Estimate as Estimate
-    from isentrope.evaluation.result import Attempt as Attempt
+    from isentrope.evaluation.harness import lm_eval as lm_eval
     from isentrope.evaluation.result import Comparison as Comparison
     from isentrope.evaluation.result import Evaluation as Evaluation
     from isentrope.evaluation.run import evaluate as evaluate
@@ -99,8 +100,10 @@ _HOME = {
     "episodes": "Episode Message Segment Status StopReason",
     "errors": "ConfigError EngineError EnvironmentContractError GraderError IsentropeError "
     "PluginError TrainingError UnknownNameError",
+    "evaluation.attempts": "Attempt",
     "evaluation.estimates": "Estimate",
-    "evaluation.result": "Attempt Comparison Evaluation",
+    "evaluation.harness": "lm_eval",
+    "evaluation.result": "Comparison Evaluation",
     "evaluation.run": "evaluate",
     "hookspecs": "hookimpl",
     "loop": "train",

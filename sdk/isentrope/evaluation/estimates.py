@@ -46,6 +46,15 @@ class Estimate:
     tasks: int
     """How many tasks it is the mean of."""
 
+    def plain(self) -> dict[str, float | None]:
+        """Return it as plain data, ready for JSON; what is unknown is None."""
+        return {
+            "value": known(self.value),
+            "low": known(self.low),
+            "high": known(self.high),
+            "tasks": self.tasks,
+        }
+
 
 def pass_at(successes: int, tries: int, j: int) -> float:
     """Estimate the chance that at least one of j tries succeeds; j is at most `tries`."""
@@ -92,6 +101,11 @@ def difference(values: Sequence[float]) -> Estimate:
         return mean(values)
     wider = _student([*values, 1.0, -1.0])
     return Estimate(fmean(values), max(-1.0, wider.low), min(1.0, wider.high), len(values))
+
+
+def known(value: float) -> float | None:
+    """Return a number; None for NaN, which JSON has not."""
+    return value if math.isfinite(value) else None
 
 
 def _wilson(p: float, n: float, quantile: float) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,13 @@ class Plan:
             limits = rollout
         elif rollout is not None:
             limits = edit(limits, rollout)
-        sampler = trained.get("engine", "transformers") if engine is None else engine
         named = run.path if run is not None else policy
         return cls(
             policy=str(named) if isinstance(named, (str, Path)) else unstructure(model)["id"],
             model=model,
-            env=structure(trained["env"] if env is None else env, EnvRef),
+            env=structure(_over(trained.get("env"), env), EnvRef),
             limits=limits,
-            engine=structure(sampler, EngineConfig),
+            engine=structure(_over(trained.get("engine", "transformers"), engine), EngineConfig),
         )
 
     def tasks(self, split: str) -> tuple[Task, ...]:
@@ -125,6 +124,13 @@ def model_of(policy: object) -> object:
     if isinstance(policy, Path) or "/" in policy:
         raise ConfigError(f"{policy} is neither a run folder nor the folder of a model.")
     return policy
+
+
+def _over(own: Any, given: Any) -> Any:
+    """Return what is given; a table without an id changes keys of one's own."""
+    if isinstance(given, Mapping) and "id" not in given and own is not None:
+        return {**({"id": own} if isinstance(own, str) else own), **given}
+    return own if given is None else given
 
 
 def digest(built: LanguageModel) -> str:

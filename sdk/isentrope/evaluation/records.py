@@ -15,16 +15,16 @@ is not among it: an evaluation of more of them takes what is there, and adds to 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from attrs import fields_dict, frozen
+from attrs import frozen
 
 from isentrope.errors import ConfigError
+from isentrope.evaluation.attempts import Attempt
 from isentrope.evaluation.plan import key_of
-from isentrope.evaluation.result import Attempt, Evaluation
 from isentrope.runs import only_process
 
 FORMAT = 1
@@ -60,18 +60,16 @@ class EvaluationFolder:
 
             def append(attempt: Attempt) -> None:
                 with self._written():
-                    line = memoryview((json.dumps(_record(attempt)) + "\n").encode())
+                    line = memoryview((json.dumps(attempt.record()) + "\n").encode())
                     while line:
                         line = line[file.write(line) :]
 
             yield append
 
-    def save(self, evaluation: Evaluation) -> None:
-        """Write the numbers."""
+    def save(self, numbers: Mapping[str, Any]) -> None:
+        """Write the numbers that it came to."""
         with self._written():
-            draft = self.path / ".result.draft"
-            evaluation.save(draft)
-            draft.replace(self.path / "result.json")
+            self._put("result.json", {"format": FORMAT, **numbers})
 
     @contextmanager
     def _written(self) -> Iterator[None]:
@@ -115,25 +113,6 @@ class EvaluationFolder:
             )
         return dict(written)
 
-    def read(self) -> Evaluation:
-        """Return the evaluation with all attempts that have ended, finished or not.
-
-        Raises `ConfigError` where there is none.
-        """
-        written, attempts = self.written(), self.attempts()
-        if not attempts:
-            raise ConfigError(f"{self.path} has no attempts yet: evaluate again to go on.")
-        about = written["about"]
-        return Evaluation(
-            env=about["env"]["id"],
-            split=about["split"],
-            k=1 + max(rollout for _, rollout in attempts),
-            attempts=tuple(attempts.values()),
-            policy=written["policy"],
-            about=about,
-            path=self.path,
-        )
-
     def _claim(self, about: dict[str, Any], policy: str) -> None:
         """Say what is evaluated here, or check that it is the same as before."""
         if is_evaluation(self.path):
@@ -144,13 +123,18 @@ class EvaluationFolder:
                     "choose another `out`."
                 )
             return
-        if any(name for name in self.path.iterdir() if name.name != ".lock"):
+        if any(file for file in self.path.iterdir() if not file.name.startswith(".")):
             raise ConfigError(f"{self.path} is not empty and holds no evaluation.")
-        identity = {"format": FORMAT, "key": key_of(about), "policy": policy, "about": about}
-        text = json.dumps(identity, indent=1)
-        draft = self.path / ".evaluation.draft"
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(self.path / "evaluation.json")
+        self._put(
+            "evaluation.json",
+            {"format": FORMAT, "key": key_of(about), "policy": policy, "about": about},
+        )
+
+    def _put(self, name: str, data: Mapping[str, Any]) -> None:
+        """Write a file of the folder: whole, or as it was before."""
+        draft = self.path / f".{name}.draft"
+        draft.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        draft.replace(self.path / name)
 
     def _drop_torn_line(self) -> None:
         """Cut off what a kill left of a last line, lest the next be joined to it."""
@@ -162,10 +146,6 @@ class EvaluationFolder:
 def is_evaluation(path: Path) -> bool:
     """Say whether a folder is that of an evaluation."""
     return (path / "evaluation.json").is_file()
-
-
-def _record(attempt: Attempt) -> dict[str, Any]:
-    return {name: getattr(attempt, name) for name in fields_dict(Attempt)}
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[str, str]]:

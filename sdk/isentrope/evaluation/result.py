@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,59 +9,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from attrs import field, fields_dict, frozen
+from attrs import field, frozen
 
-from isentrope.episodes import Episode, Message, Status, StopReason
+from isentrope.episodes import Episode, Status, StopReason
 from isentrope.errors import ConfigError
 from isentrope.evaluation import estimates
-from isentrope.evaluation.estimates import Estimate
-from isentrope.runs import episode_record
+from isentrope.evaluation.attempts import Attempt
+from isentrope.evaluation.comparison import Comparison
+from isentrope.evaluation.estimates import Estimate, known
+from isentrope.evaluation.records import EvaluationFolder
 
 Values = Mapping[str, float]
 """One number for each task."""
-
-
-@frozen
-class Attempt:
-    """One rollout of one task, as an evaluation keeps it: everything of its episode but tokens."""
-
-    task: str
-    rollout: int
-    """0 .. k-1."""
-    seed: int
-    """The environment's, which is the same for all attempts at a task and for every policy."""
-    reward: float
-    success: bool
-    judged: bool
-    """False where the environment ended it and did not say whether that was a success."""
-    status: Status = field(converter=Status)
-    stop_reason: StopReason = field(converter=StopReason)
-    turns: int
-    tokens: int
-    """That the policy sampled."""
-    metrics: Mapping[str, float] = field(repr=False)
-    messages: Sequence[Message] = field(repr=False)
-    error: str | None = field(repr=False)
-
-    @classmethod
-    def of(cls, episode: Episode) -> Attempt:
-        """Keep an episode."""
-        return cls(**episode_record(episode))
-
-    @classmethod
-    def read(cls, record: Mapping[str, Any]) -> Attempt:
-        """Read what was written of one; raises `KeyError` or `ValueError` where it is none."""
-        return cls(**{name: record[name] for name in fields_dict(cls)})
-
-    @property
-    def failed(self) -> bool:
-        """Whether its environment, grader or engine failed: it is then neither right nor wrong."""
-        return self.status is not Status.OK
-
-    @property
-    def truncated(self) -> bool:
-        """Whether a limit ended it."""
-        return self.stop_reason not in (StopReason.TERMINATED, StopReason.FAILED)
 
 
 @frozen(slots=False)  # cached_property needs a __dict__
@@ -86,6 +44,27 @@ class Evaluation:
     """The folder that it is kept in."""
     episodes: tuple[Episode, ...] = field(default=(), eq=False, repr=False)
     """The episodes that were rolled out for it, tokens and all; not what the folder had already."""
+
+    @classmethod
+    def read(cls, path: str | Path) -> Evaluation:
+        """Read the folder of one: all attempts that there are, whether it has come to its end.
+
+        Raises `ConfigError` where there is none.
+        """
+        folder = EvaluationFolder(Path(path))
+        written, attempts = folder.written(), folder.attempts()
+        if not attempts:
+            raise ConfigError(f"{path} has no attempts yet: evaluate again to go on.")
+        about = written["about"]
+        return cls(
+            env=about["env"]["id"],
+            split=about["split"],
+            k=1 + max(rollout for _, rollout in attempts),
+            attempts=tuple(attempts.values()),
+            policy=written["policy"],
+            about=about,
+            path=folder.path,
+        )
 
     @cached_property
     def by_task(self) -> dict[str, list[Attempt]]:
@@ -169,11 +148,6 @@ class Evaluation:
 
         Raises `ConfigError` where they have no task in common.
         """
-        if (self.env, self.split) != (other.env, other.split):
-            raise ConfigError(
-                f"An evaluation on {self.env} / {self.split} cannot be compared with one on "
-                f"{other.env} / {other.split}: they share no task."
-            )
         return Comparison.of(self, other)
 
     def counts(self) -> dict[str, int]:
@@ -194,14 +168,43 @@ class Evaluation:
             "truncated": self.truncated,
             "unjudged": self.unjudged,
             "ends": self.counts(),
-            "tokens_per_episode": _known(self.tokens_per_episode),
-            "estimates": {name: _plain(e) for name, e in self.estimates.items()},
+            "tokens_per_episode": known(self.tokens_per_episode),
+            "estimates": {name: e.plain() for name, e in self.estimates.items()},
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write the `summary` as JSON."""
-        text = json.dumps(self.summary(), indent=1, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+    def notes(self) -> list[str]:
+        """Say in sentences what the numbers leave out, or stand on."""
+        said = []
+        ends = self.counts()
+        total = f"{len(self.attempts):,} attempts"
+        if not self.says_success:
+            said.append(
+                f"{self.env} never says info['success'], so there is no pass@k: only its reward."
+            )
+        elif self.unjudged:
+            said.append(
+                f"{self.unjudged} of {total} ended without info['success']: they count as no "
+                "success."
+            )
+        if self.failed:
+            kinds = _listed({status: ends[status] for status in Status if status in ends})
+            said.append(
+                f"{self.failed} of {total} failed ({kinds}) and count as nothing; evaluating again "
+                "makes them anew."
+            )
+        posed = len({a.task for a in self.attempts})
+        if short := posed - sum(len(found) >= self.k for found in self.by_task.values()):
+            said.append(
+                f"{short} of {posed} tasks have fewer than {self.k} attempts that did not fail: "
+                "pass@j and pass^j are over those that have j."
+            )
+        if self.truncated:
+            kinds = _listed({reason: ends[reason] for reason in _LIMITS if reason in ends})
+            said.append(
+                f"{self.truncated} of {total} were cut off by a limit ({kinds}) and count as they "
+                "stood."
+            )
+        return said
 
     def _share(self, j: int, chance: Callable[[int, int, int], float]) -> Estimate:
         values = self._chances(j, chance)
@@ -219,44 +222,7 @@ class Evaluation:
         }
 
 
-@frozen
-class Comparison:
-    """What one evaluation has more than another, over the tasks that both have."""
-
-    tasks: int
-    """How many tasks both have."""
-    only_first: int
-    only_second: int
-    """How many only one of them has, or has without an attempt that did not fail."""
-    same_seeds: bool
-    """Whether their environments were seeded alike, so that only the policies differ."""
-    differences: dict[str, Estimate]
-    """The first's less the second's: ``success``, ``reward``, ``pass@j`` and ``pass^j``."""
-
-    @classmethod
-    def of(cls, first: Evaluation, second: Evaluation) -> Comparison:
-        """Compare two; raises `ConfigError` where they have no task in common."""
-        common = [task for task in first.by_task if task in second.by_task]
-        if not common:
-            raise ConfigError("The evaluations have no task in common, so nothing to compare.")
-        names = [name for name in first.estimates if name in second.estimates]
-        return cls(
-            tasks=len(common),
-            only_first=first.tasks - len(common),
-            only_second=second.tasks - len(common),
-            same_seeds=all(first.by_task[t][0].seed == second.by_task[t][0].seed for t in common),
-            differences={name: _difference(name, first, second) for name in names},
-        )
-
-    def summary(self) -> dict[str, Any]:
-        """Return every number as plain data, ready for JSON; what is unknown is None."""
-        return {
-            "tasks": self.tasks,
-            "only_first": self.only_first,
-            "only_second": self.only_second,
-            "same_seeds": self.same_seeds,
-            "differences": {name: _plain(e) for name, e in self.differences.items()},
-        }
+_LIMITS = tuple(r for r in StopReason if r not in (StopReason.TERMINATED, StopReason.FAILED))
 
 
 def summarize(episodes: Iterable[Episode], *, env: str, split: str, k: int) -> Evaluation:
@@ -265,23 +231,8 @@ def summarize(episodes: Iterable[Episode], *, env: str, split: str, k: int) -> E
     return Evaluation(env, split, k, tuple(map(Attempt.of, kept)), episodes=kept)
 
 
-def _difference(name: str, first: Evaluation, second: Evaluation) -> Estimate:
-    ours, theirs = first.values(name), second.values(name)
-    paired = [value - theirs[task] for task, value in ours.items() if task in theirs]
-    return estimates.mean(paired) if name == "reward" else estimates.difference(paired)
-
-
-def _plain(estimate: Estimate) -> dict[str, float | None]:
-    return {
-        "value": _known(estimate.value),
-        "low": _known(estimate.low),
-        "high": _known(estimate.high),
-        "tasks": estimate.tasks,
-    }
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counts.items())
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -14,9 +14,10 @@ from isentrope.config import RolloutConfig
 from isentrope.engines import EngineConfig
 from isentrope.episodes import Episode
 from isentrope.errors import ConfigError
+from isentrope.evaluation.attempts import Attempt
 from isentrope.evaluation.plan import Plan, key_of
 from isentrope.evaluation.records import EvaluationFolder
-from isentrope.evaluation.result import Attempt, Evaluation
+from isentrope.evaluation.result import Evaluation
 from isentrope.looping import off_loop
 from isentrope.models import LanguageModel, ModelConfig
 from isentrope.rollout.collector import Request, RolloutCollector
@@ -47,9 +48,9 @@ def evaluate(
 ) -> Evaluation:
     """Roll a policy out k times on every task of a split.
 
-    policy: a run or its folder, a `ModelConfig`, or the id of one. env: None for the run's own.
+    policy: a run or its folder, a `ModelConfig`, or the id of one.
+    env, engine: None for the run's own; a table without an id changes keys of those.
     tasks: only the split's first so many. rollout: limits and sampling that differ from the run's.
-    engine: what samples; None for the run's own.
     out: the folder to keep it in; None: nothing is kept. ``{env}``, ``{split}`` and ``{key}`` in it
     are filled in; the key is a digest of everything that changes results. Attempts that are there
     already, and did not fail, are not made again: an evaluation that was interrupted goes on, and
@@ -86,7 +87,7 @@ def evaluate(
             episodes=tuple(episodes),
         )
         if work.folder is not None:
-            work.folder.save(result)
+            work.folder.save(result.summary())
     return result
 
 
