@@ -51,15 +51,15 @@ class Comparison:
             differences={name: _difference(name, first, second) for name in names},
         )
 
-    def notes(self) -> list[str]:
-        """Say in sentences what the differences leave out, or stand on."""
+    def notes(self, first: str = "the first", second: str = "the second") -> list[str]:
+        """Say in sentences what the differences leave out, or stand on; names of the two."""
         said = []
-        for count, which in ((self.only_first, "first"), (self.only_second, "second")):
+        for count, which in ((self.only_first, first), (self.only_second, second)):
             if count:
-                said.append(f"{count} tasks of the {which} are left out: the other lacks them.")
+                said.append(f"Tasks that only {which} has, which are left out: {count}.")
         if not self.same_seeds:
             said.append(
-                "The environments were seeded differently: a difference is partly of their making."
+                "The environments were seeded differently: part of a difference is of their making."
             )
         return said
 

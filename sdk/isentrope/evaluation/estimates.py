@@ -103,6 +103,19 @@ def difference(values: Sequence[float]) -> Estimate:
     return Estimate(fmean(values), max(-1.0, wider.low), min(1.0, wider.high), len(values))
 
 
+def some(k: int) -> list[int]:
+    """Return the j of pass@j that are worth a row: powers of two up to k, and k itself.
+
+    Not 1: that is the success.
+    """
+    return sorted(({1 << n for n in range(k.bit_length())} | {k}) - {1})
+
+
+def shown(value: float, sign: str = "") -> str:
+    """Return a number as a person reads it; with `sign` "+", always with its sign."""
+    return f"{round(value, 3) + 0.0:{sign}.3f}" if math.isfinite(value) else "\u2013"
+
+
 def known(value: float) -> float | None:
     """Return a number; None for NaN, which JSON has not."""
     return value if math.isfinite(value) else None

@@ -11,7 +11,7 @@ from isentrope.errors import ConfigError, UnknownNameError
 from isentrope.evaluation.plan import as_run, model_of
 from isentrope.runs import Run
 
-_OURS = frozenset("model model_args tasks task_manager evaluation_tracker log_samples".split())
+_OURS = {"model", "model_args", "tasks", "task_manager", "evaluation_tracker", "log_samples"}
 """Arguments of ``simple_evaluate`` that are not the user's to give."""
 
 
