@@ -192,6 +192,11 @@ def evaluate(
 
     settings = parse_settings(setting or ())
     if lm_eval is not None:
+        if (env, split, k, tasks) != (None, "test", 1, None):
+            raise ConfigError(
+                "lm-eval has tasks and attempts of its own: leave out --env, --split, --k and "
+                "--tasks; its own arguments go by --set, such as --set limit=10."
+            )
         _score_by_lm_eval(policy, lm_eval.split(","), settings, out)
         return
     import isentrope
@@ -226,10 +231,9 @@ def _score_by_lm_eval(
     policy: str, tasks: list[str], settings: dict[str, Any], out: Path | None
 ) -> None:
     import isentrope
-    from isentrope.evaluation.harness import table
+    from isentrope.scoreboard import print_lm_eval
 
-    results = isentrope.lm_eval(policy, tasks, out=out, **settings)
-    _console.print(table(results), highlight=False, markup=False)
+    print_lm_eval(_console, isentrope.lm_eval(policy, tasks, out=out, **settings))
 
 
 def _by_part(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import monotonic
+from typing import Any
 
 from attrs import define, field
 from rich.console import Console
@@ -76,7 +77,8 @@ def print_evaluation(console: Console, result: Evaluation) -> None:
     else:
         del labels["success"]
     console.print(_table(title, labels, result.estimates, result.tasks))
-    _say(console, [f"{result.tokens_per_episode:,.1f} tokens an attempt.", *result.notes()])
+    tokens = [f"{result.tokens_per_episode:,.1f} tokens an attempt."] if result.tasks else []
+    _say(console, [*tokens, *result.notes()])
 
 
 def print_comparison(console: Console, name: str, other: str, found: Comparison, k: int) -> None:
@@ -86,6 +88,24 @@ def print_comparison(console: Console, name: str, other: str, found: Comparison,
     title = f"{name} less {other}: {found.tasks} common tasks"
     console.print(_table(title, labels, found.differences, found.tasks, sign="+"))
     _say(console, found.notes(name, other))
+
+
+def print_lm_eval(console: Console, results: Mapping[str, Any]) -> None:
+    """Print lm-eval's scores; its keys are ``metric,filter`` and ``metric_stderr,filter``."""
+    table = Table(title="lm-eval's scores")
+    for column in ("task", "metric", "filter", "score", "standard error"):
+        table.add_column(column, no_wrap=True)
+    for task, scores in results["results"].items():
+        for key, score in scores.items():
+            metric, comma, chosen = key.partition(",")
+            if comma and not metric.endswith("_stderr"):
+                error = scores.get(f"{metric}_stderr,{chosen}")
+                table.add_row(task, metric, chosen, *map(_score, (score, error)))
+    console.print(table)
+
+
+def _score(value: object) -> str:
+    return shown(value) if isinstance(value, (int, float)) else "\u2013"
 
 
 def _table(

@@ -591,7 +591,7 @@ def test_many_runs_differ_in_dash_once_the_hues_are_used_up() -> None:
 
 
 def test_one_run_is_no_comparison(tmp_path: Path) -> None:
-    with pytest.raises(isentrope.ConfigError, match="two runs or more; got 1"):
+    with pytest.raises(isentrope.ConfigError, match="two runs or more, or two evaluations; got 1"):
         isentrope.compare(write_run(tmp_path / "r"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ def lm_eval(
     Raises `ConfigError` where lm-eval is not installed, or the policy, a task or an option is
     wrong.
     """
+    import torch
+
     folder = _folder_of(policy)
     try:
         from lm_eval import simple_evaluate
@@ -55,29 +57,20 @@ def lm_eval(
     run = as_run(policy)
     place = Path("evals/lm-eval") if run is None else run.path / "evals" / "lm-eval"
     tracker = EvaluationTracker(output_path=str(place if out is None else out))
+    here = "cuda" if torch.cuda.is_available() else "cpu"  # its own guess needs a GPU
     results = simple_evaluate(
         model="hf",
         model_args={"pretrained": str(folder)},
         tasks=list(tasks),
         task_manager=manager,
         evaluation_tracker=tracker,
-        **options,
+        **{"device": here, **options},
     )
     samples = results.pop("samples")
     tracker.save_results_aggregated(results=results, samples=samples)
     for task, found in samples.items():
         tracker.save_results_samples(task_name=task, samples=found)
     return dict(results)
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """Return lm-eval's own table of its results."""
-    from lm_eval.utils import make_table
-
-    parts = [make_table(results)]
-    if results.get("groups"):
-        parts.append(make_table(results, "groups"))
-    return "\n".join(parts)
 
 
 def _folder_of(policy: Run | str | Path) -> Path:

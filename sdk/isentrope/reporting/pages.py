@@ -60,7 +60,7 @@ def compare(*of: Run | Evaluation | str | Path, out: str | Path | None = None) -
     where the page cannot be written.
     """
     if len(of) < 2:
-        raise ConfigError(f"compare needs two runs or evaluations, or more; got {len(of)}.")
+        raise ConfigError(f"compare needs two runs or more, or two evaluations; got {len(of)}.")
     evaluations = [found for one in of if (found := as_evaluation(one)) is not None]
     if evaluations and len(evaluations) < len(of):
         raise ConfigError("compare takes runs or evaluations, and not both at once.")
