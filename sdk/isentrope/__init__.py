@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     from isentrope.errors import TrainingError as TrainingError
     from isentrope.errors import UnknownNameError as UnknownNameError
     from isentrope.evaluation.attempts import Attempt as Attempt
+    from isentrope.evaluation.comparison import Comparison as Comparison
     from isentrope.evaluation.estimates import Estimate as Estimate
     from isentrope.evaluation.harness import lm_eval as lm_eval
-    from isentrope.evaluation.result import Comparison as Comparison
     from isentrope.evaluation.result import Evaluation as Evaluation
     from isentrope.evaluation.run import evaluate as evaluate
     from isentrope.hookspecs import hookimpl as hookimpl
@@ -101,9 +101,10 @@ _HOME = {
     "errors": "ConfigError EngineError EnvironmentContractError GraderError IsentropeError "
     "PluginError TrainingError UnknownNameError",
     "evaluation.attempts": "Attempt",
+    "evaluation.comparison": "Comparison",
     "evaluation.estimates": "Estimate",
     "evaluation.harness": "lm_eval",
-    "evaluation.result": "Comparison Evaluation",
+    "evaluation.result": "Evaluation",
     "evaluation.run": "evaluate",
     "hookspecs": "hookimpl",
     "loop": "train",

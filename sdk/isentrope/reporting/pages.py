@@ -45,6 +45,7 @@ def report(of: Run | Evaluation | str | Path, out: str | Path | None = None) -> 
             raise ConfigError("This evaluation has no folder: name the page's file as `out`.")
         place = Path(evaluation.path or "") / "report.html" if out is None else Path(out)
         return write(place, page_of([evaluation]))
+    assert not isinstance(of, Evaluation)  # it would have been one
     history = History.read(of)
     place = history.path / "report.html" if out is None else Path(out)
     return write(place, _page_of_run(history))
@@ -61,13 +62,14 @@ def compare(*of: Run | Evaluation | str | Path, out: str | Path | None = None) -
     """
     if len(of) < 2:
         raise ConfigError(f"compare needs two runs or more, or two evaluations; got {len(of)}.")
-    evaluations = [found for one in of if (found := as_evaluation(one)) is not None]
-    if evaluations and len(evaluations) < len(of):
-        raise ConfigError("compare takes runs or evaluations, and not both at once.")
     place = Path("compare.html" if out is None else out)
-    if evaluations:
-        return write(place, page_of(evaluations))
-    return write(place, _page_of_runs(_told_apart([History.read(run) for run in of])))
+    evaluations = [found for one in of if (found := as_evaluation(one)) is not None]
+    if not evaluations:
+        runs = [History.read(run) for run in of if not isinstance(run, Evaluation)]
+        return write(place, _page_of_runs(_told_apart(runs)))
+    if len(evaluations) < len(of):
+        raise ConfigError("compare takes runs or evaluations, and not both at once.")
+    return write(place, page_of(evaluations))
 
 
 def _page_of_run(history: History) -> str:
