@@ -116,8 +116,8 @@ class Run:
         folder = self.path / "best"
         if not folder.is_dir():
             raise ConfigError(
-                f"{self.path} has no best policy: it was trained without `evaluation`, or has not "
-                "come to its first."
+                f"{self.path} has no best policy: it was trained without `evaluation`, has not "
+                "come to its first, or its environment never says success."
             )
         return folder
 

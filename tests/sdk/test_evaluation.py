@@ -474,6 +474,16 @@ def test_a_task_whose_data_changed_is_another_evaluation(run) -> None:
     assert {"tasks"} == {key for key in before if before[key] != after[key]}
 
 
+def test_objects_in_a_configuration_count_by_what_they_are_called(run) -> None:
+    """Their addresses would make each evaluation another one."""
+    model = LanguageModel.load(run.policy)
+    tasks = [Task("a", {"solve": print, "limits": {1: float("inf"), "b": object()}})]
+    plan = Plan.of(run, isentrope.EnvRef("arithmetic", {"rng": np.random.default_rng}), HERE)
+    first, again = (plan.about(model, tasks, "test", 0) for _ in range(2))
+    assert first == again == json.loads(json.dumps(first))
+    assert first["env"]["config"]["rng"].endswith(":default_rng")
+
+
 def test_a_model_by_id_is_evaluated_and_kept_too(tmp_path) -> None:
     model = isentrope.component("model", SMALL_MODEL["id"], **{
         key: value for key, value in SMALL_MODEL.items() if key != "id"

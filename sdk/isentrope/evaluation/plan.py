@@ -86,7 +86,7 @@ class Plan:
                 "origin": registry().origin("environment", self.env.id),
             },
             "split": split,
-            "tasks": _short_hash(_as_json({task.id: task.data for task in tasks})),
+            "tasks": _short_hash(_as_json([(task.id, {**task.data}) for task in tasks])),
             "rollout": {k: v for k, v in limits.items() if k not in _OF_TRAINING},
             "engine": unstructure(self.engine)["id"],
             "seed": seed,
@@ -155,7 +155,7 @@ def digest(built: LanguageModel) -> str:
 
 def key_of(about: dict[str, Any]) -> str:
     """Return the digest that stands for everything that changes an evaluation's results."""
-    return _short_hash(_as_json(about))
+    return _short_hash(json.dumps(about, sort_keys=True))
 
 
 def _short_hash(text: str) -> str:
@@ -169,4 +169,4 @@ def _as_json(value: Any) -> str:
         kind = thing if hasattr(thing, "__qualname__") else type(thing)
         return f"{kind.__module__}:{kind.__qualname__}"
 
-    return json.dumps(value, sort_keys=True, default=named)
+    return json.dumps(value, default=named, skipkeys=True)

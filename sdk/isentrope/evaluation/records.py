@@ -133,7 +133,7 @@ class EvaluationFolder:
     def _put(self, name: str, data: Mapping[str, Any]) -> None:
         """Write a file of the folder: whole, or as it was before."""
         draft = self.path / f".{name}.draft"
-        draft.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        draft.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         draft.replace(self.path / name)
 
     def _drop_torn_line(self) -> None:
