@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -16,14 +17,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import isentrope
-from isentrope import ConfigError, Episode, Evaluation, Run, Status, StopReason, Task, TaskSet
+from isentrope import (
+    ConfigError,
+    Episode,
+    Evaluation,
+    Run,
+    Status,
+    StopReason,
+    Task,
+    TaskSet,
+    scoreboard,
+)
 from isentrope.evaluation.plan import Plan, digest
 from isentrope.evaluation.records import EvaluationFolder
 from isentrope.evaluation.result import summarize
 from isentrope.evaluation.run import requests
 from isentrope.models import LanguageModel
+from isentrope.scoreboard import print_evaluation
 from tests.conftest import SMALL_MODEL
 
 HERE = {"workers": {"isolation": "none"}}
@@ -323,6 +336,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_result_of_an_uninterrupted_one
         "the others."
     ] == stopped.__notes__
     assert not (tmp_path / "parts" / "result.json").exists()
+    assert isentrope.report(tmp_path / "parts").is_file()  # of what there is by now
     resumed = evaluate(k=4, out=tmp_path / "parts")
     assert (24, 24 - kept) == (len(lines(tmp_path / "parts")), len(resumed.episodes))
     assert whole.attempts == resumed.attempts
@@ -494,6 +508,49 @@ def test_a_model_by_id_is_evaluated_and_kept_too(tmp_path) -> None:
     assert ("tiny-qwen3", result.attempts) == (
         result.policy, Evaluation.read(tmp_path / "e").attempts,
     )  # fmt: skip
+
+
+# ---------------------------------------------------------------- what a person sees
+
+
+def printed(show: Callable[[Console], object]) -> str:
+    console = Console(record=True, width=120, file=io.StringIO())
+    show(console)
+    return console.export_text()
+
+
+def test_the_table_says_what_each_number_is_the_mean_of() -> None:
+    text = printed(lambda c: print_evaluation(c, of_outcomes({"a": "10", "b": "1x", "c": "00"})))
+    rows = {line.split("\u2502")[1].strip(): line for line in text.splitlines() if "\u2502" in line}
+    assert ["success (avg@2)", "reward", "pass@2", "pass^2"] == list(rows)
+    cells = [cell.strip() for cell in rows["pass@2"].split("\u2502")]
+    assert ("0.500", "2") == (cells[2], cells[4])  # b has but one attempt that did not fail
+    assert "1 of 6 attempts failed (1 env_error)" in text
+
+
+def test_the_table_of_a_mute_environment_has_its_reward_alone() -> None:
+    mute = summarize([episode(t, 0, judged=False) for t in "ab"], env="mute", split="test", k=1)
+    text = printed(lambda c: print_evaluation(c, mute))
+    assert "reward" in text
+    assert "success (avg" not in text
+    assert "mute never says info['success']" in text
+
+
+def test_progress_is_told_line_by_line_where_there_is_no_terminal(monkeypatch) -> None:
+    monkeypatch.setattr(scoreboard, "_SECONDS", -1.0)
+    attempts = of_outcomes({"a": "10", "b": "x1"}).attempts
+
+    def show(console: Console) -> None:
+        with scoreboard.EvaluationView(console) as view:
+            for done, attempt in enumerate(attempts, start=1):
+                view(attempt, done, 4)
+
+    assert [
+        "1 of 4 attempts  success 1.000",
+        "2 of 4 attempts  success 0.500",
+        "3 of 4 attempts  success 0.500  1 failed",
+        "4 of 4 attempts  success 0.667  1 failed",
+    ] == printed(show).splitlines()
 
 
 # ---------------------------------------------------------------- the command line
