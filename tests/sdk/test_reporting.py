@@ -646,7 +646,7 @@ def evaluation(outcomes: Mapping[str, str], **more: Any) -> isentrope.Evaluation
             task=task, rollout=i, seed=0, reward=float(sign == "1"), success=sign == "1",
             judged=True, status="env_error" if sign == "x" else "ok",
             stop_reason="failed" if sign == "x" else "terminated", turns=1, tokens=3, metrics={},
-            messages=(), error="RuntimeError: <b>no server</b>" if sign == "x" else None,
+            messages=(), report="", error="RuntimeError: <b>no server</b>" if sign == "x" else None,
         )
         for task, signs in outcomes.items()
         for i, sign in enumerate(signs)

@@ -31,6 +31,8 @@ class Attempt:
     """That the policy sampled."""
     metrics: Mapping[str, float] = field(repr=False)
     messages: Sequence[Message] = field(repr=False)
+    report: str = field(repr=False)
+    """What the environment says of the end, for people."""
     error: str | None = field(repr=False)
 
     @classmethod
