@@ -85,6 +85,8 @@ _FIRST = os.environ.get("RANK", "0") == "0"
 """Under torchrun, only the first rank speaks."""
 _WIDTH: dict[str, Any] = {} if sys.stdout.isatty() else {"width": 1000, "soft_wrap": True}
 """A file or a pipe gets whole lines, however long."""
+_CHANGEABLE = ("rollout", "env", "engine", "seed", "threads")
+"""Arguments of `isentrope.evaluate` that ``eval --set`` takes."""
 _console = Console(quiet=not _FIRST, **_WIDTH)
 
 
@@ -188,7 +190,7 @@ def evaluate(
 
     Exits with status 1 where every attempt failed, and with 130 at Ctrl-C.
     """
-    from isentrope.config import parse_settings
+    from isentrope.config import nested, parse_settings
 
     settings = parse_settings(setting or ())
     if lm_eval is not None:
@@ -203,7 +205,10 @@ def evaluate(
     from isentrope.runs import is_run
     from isentrope.scoreboard import EvaluationView, print_evaluation
 
-    changes = _by_part(settings, ("rollout", "env", "engine"), ("seed", "threads"))
+    changes = nested(settings)
+    for key in changes:
+        if key not in _CHANGEABLE:
+            raise UnknownNameError("Key", key, _CHANGEABLE)
     if env is not None:
         changes["env"] = {"id": env, **changes.get("env", {})}
     place = Path(policy) / "evals" if is_run(Path(policy)) else Path("evals")
@@ -234,26 +239,6 @@ def _score_by_lm_eval(
     from isentrope.scoreboard import print_lm_eval
 
     print_lm_eval(_console, isentrope.lm_eval(policy, tasks, out=out, **settings))
-
-
-def _by_part(
-    settings: dict[str, Any], parts: tuple[str, ...], own: tuple[str, ...]
-) -> dict[str, Any]:
-    """Gather ``part.key=value``, and what has no part; raises `ConfigError` for another key."""
-    found: dict[str, Any] = {}
-    for path, value in settings.items():
-        part, dot, key = path.partition(".")
-        if part not in (parts if dot else own):
-            raise UnknownNameError("Key", path, [*(f"{part}.{key}" for part in parts), *own])
-        if dot:
-            *outer, last = key.split(".")
-            table = found.setdefault(part, {})
-            for name in outer:
-                table = table.setdefault(name, {})
-            table[last] = value
-        else:
-            found[part] = value
-    return found
 
 
 @contextmanager

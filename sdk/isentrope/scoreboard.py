@@ -10,6 +10,7 @@ from attrs import define, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from isentrope.evaluation.attempts import Attempt
 from isentrope.evaluation.comparison import Comparison
@@ -70,13 +71,14 @@ class EvaluationView:
 
 def print_evaluation(console: Console, result: Evaluation) -> None:
     """Print an evaluation's numbers, and what they leave out."""
-    title = f"{result.env} / {result.split}: {result.tasks} tasks x {result.k}"
+    posed = len({attempt.task for attempt in result.attempts})
+    title = f"{result.env} / {result.split}: {posed} tasks x {result.k}"
     labels = {"success": f"success (avg@{result.k})", "reward": "reward"}
     if result.says_success:
         labels |= {f"pass{sign}{j}": f"pass{sign}{j}" for sign in "@^" for j in some(result.k)}
     else:
         del labels["success"]
-    console.print(_table(title, labels, result.estimates, result.tasks))
+    console.print(_table(title, labels, result.estimates, posed))
     tokens = [f"{result.tokens_per_episode:,.1f} tokens an attempt."] if result.tasks else []
     _say(console, [*tokens, *result.notes()])
 
@@ -115,7 +117,7 @@ def _table(
     tasks: int,
     sign: str = "",
 ) -> Table:
-    table = Table(title=title)
+    table = Table(title=Text(title))
     fewer = any(estimates[name].tasks != tasks for name in labels)
     for column in ("", "mean", "95 % interval", *(["tasks"] if fewer else [])):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)

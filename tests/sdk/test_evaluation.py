@@ -286,8 +286,8 @@ def test_wrong_names_and_numbers_are_one_sentence(options, told) -> None:
 
 
 def test_a_table_without_an_id_changes_keys_of_the_runs_own(run) -> None:
-    plan = Plan.of(run, env={"operations": 1}, engine={"max_batch": 7})
-    assert ("arithmetic", {"operations": 1}) == (plan.env.id, plan.env.config)
+    plan = Plan.of(run, env={"grading": "answer"}, engine={"max_batch": 7})
+    assert ("arithmetic", {"grading": "answer"}) == (plan.env.id, plan.env.config)
     assert 7 == plan.engine.max_batch
 
 
@@ -669,7 +669,9 @@ def test_where_every_attempt_failed_the_command_fails_and_says_why(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--set", "rollut.temperature=1"], "Did you mean 'rollout.temperature'?"),
+        (["--set", "rollut.temperature=1"], "Did you mean 'rollout'?"),
+        (["--set", "rollout=1"], "rollout: must be a table with keys"),
+        (["--set", "rollout.workers=1", "--set", "rollout.workers.count=2"], "rollout"),
         (["--set", "rollout.temprature=1"], "Did you mean 'temperature'?"),
         (["--lm-eval", "gsm8k", "--k", "4"], "lm-eval has tasks and attempts of its own"),
     ],

@@ -14,7 +14,7 @@ from isentrope.components import make
 from isentrope.config import RolloutConfig, read_toml
 from isentrope.engines import EngineConfig
 from isentrope.environments import Task
-from isentrope.errors import ConfigError
+from isentrope.errors import ConfigError, within
 from isentrope.models import LanguageModel, ModelConfig
 from isentrope.plugins import registry
 from isentrope.runs import Run, is_run
@@ -51,10 +51,10 @@ class Plan:
         # Only what evaluation needs: the algorithm's classes may not be importable here.
         trained = read_toml(run.path / "config.toml") if run is not None else {}
         limits = structure(trained.get("rollout", {}), RolloutConfig)
-        if isinstance(rollout, RolloutConfig):
-            limits = rollout
-        elif rollout is not None:
-            limits = edit(limits, rollout)
+        if rollout is not None:
+            with within("rollout"):
+                changed = isinstance(rollout, Mapping)
+                limits = edit(limits, rollout) if changed else structure(rollout, RolloutConfig)
         named = run.path if run is not None else policy
         return cls(
             policy=str(named) if isinstance(named, (str, Path)) else unstructure(model)["id"],
