@@ -51,8 +51,12 @@ if TYPE_CHECKING:
     from isentrope.errors import PluginError as PluginError
     from isentrope.errors import TrainingError as TrainingError
     from isentrope.errors import UnknownNameError as UnknownNameError
-    from isentrope.evaluation import Evaluation as Evaluation
-    from isentrope.evaluation import evaluate as evaluate
+    from isentrope.evaluation.attempts import Attempt as Attempt
+    from isentrope.evaluation.comparison import Comparison as Comparison
+    from isentrope.evaluation.estimates import Estimate as Estimate
+    from isentrope.evaluation.harness import lm_eval as lm_eval
+    from isentrope.evaluation.result import Evaluation as Evaluation
+    from isentrope.evaluation.run import evaluate as evaluate
     from isentrope.hookspecs import hookimpl as hookimpl
     from isentrope.loop import train as train
     from isentrope.models import LanguageModel as LanguageModel
@@ -96,7 +100,12 @@ _HOME = {
     "episodes": "Episode Message Segment Status StopReason",
     "errors": "ConfigError EngineError EnvironmentContractError GraderError IsentropeError "
     "PluginError TrainingError UnknownNameError",
-    "evaluation": "Evaluation evaluate",
+    "evaluation.attempts": "Attempt",
+    "evaluation.comparison": "Comparison",
+    "evaluation.estimates": "Estimate",
+    "evaluation.harness": "lm_eval",
+    "evaluation.result": "Evaluation",
+    "evaluation.run": "evaluate",
     "hookspecs": "hookimpl",
     "loop": "train",
     "models": "LanguageModel ModelConfig",

@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,6 +85,8 @@ _FIRST = os.environ.get("RANK", "0") == "0"
 """Under torchrun, only the first rank speaks."""
 _WIDTH: dict[str, Any] = {} if sys.stdout.isatty() else {"width": 1000, "soft_wrap": True}
 """A file or a pipe gets whole lines, however long."""
+_CHANGEABLE = ("rollout", "env", "engine", "seed", "threads")
+"""Arguments of `isentrope.evaluate` that ``eval --set`` takes."""
 _console = Console(quiet=not _FIRST, **_WIDTH)
 
 
@@ -163,30 +167,89 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    policy: Annotated[str, typer.Argument(help="Run folder, or a model's id")],
+    policy: Annotated[str, typer.Argument(help="Run folder, folder of a model, or a model's id")],
     env: Annotated[str | None, typer.Option(help="Environment; default: the run's")] = None,
     split: Annotated[str, typer.Option(help="Task split")] = "test",
-    k: Annotated[int, typer.Option("-k", help="Rollouts per task")] = 1,
+    k: Annotated[int, typer.Option("-k", "--k", help="Attempts at each task")] = 1,
     tasks: Annotated[int | None, typer.Option(help="Only the first so many tasks")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a key: --set rollout.temperature=0.6"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to keep it in; default: in RUN/evals, or in evals")
+    ] = None,
+    lm_eval: Annotated[
+        str | None,
+        typer.Option(metavar="TASK[,TASK]", help="Have lm-eval score it on tasks of its own"),
+    ] = None,
 ) -> None:
-    """Evaluate a policy; exits with status 1 where every episode failed."""
-    import isentrope
+    """Evaluate a policy; the same command goes on with an evaluation that was interrupted.
 
-    result = isentrope.evaluate(policy, env, split=split, k=k, tasks=tasks)
-    table = Table(title=f"{result.env} / {result.split}: {result.tasks} tasks x {result.k}")
-    for column in ("reward", "success", *(f"pass@{j}" for j in _shown(result.k)), "failed", "cut"):
-        table.add_column(column, justify="right")
-    table.add_row(
-        f"{result.reward:.3f}",
-        f"{result.success:.3f}",
-        *(f"{result.pass_at[j]:.3f}" for j in _shown(result.k)),
-        str(result.failed),
-        str(result.truncated),
-    )
-    _console.print(table)
-    if result.failed == len(result.episodes):
-        error = result.episodes[0].error or ""
-        raise IsentropeError(f"Every episode failed. The first:\n{error.strip()}")
+    Exits with status 1 where every attempt failed, and with 130 at Ctrl-C.
+    """
+    from isentrope.config import nested, parse_settings
+
+    settings = parse_settings(setting or ())
+    if lm_eval is not None:
+        if (env, split, k, tasks) != (None, "test", 1, None):
+            raise ConfigError(
+                "lm-eval has tasks and attempts of its own: leave out --env, --split, --k and "
+                "--tasks; its own arguments go by --set, such as --set limit=10."
+            )
+        _score_by_lm_eval(policy, lm_eval.split(","), settings, out)
+        return
+    import isentrope
+    from isentrope.runs import is_run
+    from isentrope.scoreboard import EvaluationView, print_evaluation
+
+    changes = nested(settings)
+    for key in changes:
+        if key not in _CHANGEABLE:
+            raise UnknownNameError("Key", key, _CHANGEABLE)
+    if env is not None:
+        changes["env"] = {"id": env, **changes.get("env", {})}
+    place = Path(policy) / "evals" if is_run(Path(policy)) else Path("evals")
+    with _stopped_by_ctrl_c(), EvaluationView(_console) as view:
+        result = isentrope.evaluate(
+            policy,
+            split=split,
+            k=k,
+            tasks=tasks,
+            out=out or place / "{env}-{split}-{key}",
+            on_attempt=view,
+            **changes,
+        )
+    print_evaluation(_console, result)
+    _console.print(f"Kept in: {result.path}", highlight=False, markup=False)
+    _console.print(f"Report: {isentrope.report(result)}", highlight=False, markup=False)
+    if result.failed == len(result.attempts):
+        error = (result.attempts[0].error or "").strip()
+        told = f"[bold red]error:[/] Every attempt failed. The first:\n{_escaped(error)}"
+        Console(stderr=True).print(told, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _score_by_lm_eval(
+    policy: str, tasks: list[str], settings: dict[str, Any], out: Path | None
+) -> None:
+    import isentrope
+    from isentrope.scoreboard import print_lm_eval
+
+    print_lm_eval(_console, isentrope.lm_eval(policy, tasks, out=out, **settings))
+
+
+@contextmanager
+def _stopped_by_ctrl_c() -> Iterator[None]:
+    """Say what is kept, and end with status 130."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        for note in getattr(interrupt, "__notes__", ["Stopped before the first attempt."]):
+            _console.print(note, highlight=False, markup=False)
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -272,36 +335,44 @@ def envs() -> None:
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Run folder", metavar="RUN")],
-    out: Annotated[Path | None, typer.Option(help="File; default: RUN/report.html")] = None,
+    of: Annotated[Path, typer.Argument(help="Folder of a run or an evaluation", metavar="FOLDER")],
+    out: Annotated[Path | None, typer.Option(help="File; default: FOLDER/report.html")] = None,
 ) -> None:
-    """Write a page about a run, finished or not: one HTML file that needs no network."""
+    """Write a page about a run or an evaluation, finished or not: one file, no network needed."""
     import isentrope
 
-    page = isentrope.report(run, out)
+    page = isentrope.report(of, out)
     _console.print(f"Report: {page}", highlight=False, markup=False)
 
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Two run folders or more", metavar="RUN...")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Two runs or more, or two evaluations or more", metavar="FOLDER..."),
+    ],
     out: Annotated[Path | None, typer.Option(help="File; default: ./compare.html")] = None,
 ) -> None:
-    """Write a page that lays runs over one another, and lists how their configs differ."""
-    import isentrope
+    """Write a page that lays runs, or evaluations, over one another, and lists what differs.
 
-    page = isentrope.compare(*runs, out=out)
+    Evaluations are subtracted from the first, task by task.
+    """
+    import isentrope
+    from isentrope.evaluation.records import is_evaluation
+    from isentrope.scoreboard import print_comparison
+
+    page = isentrope.compare(*folders, out=out)
+    if is_evaluation(folders[0]):
+        first, *others = (isentrope.Evaluation.read(folder) for folder in folders)
+        for folder, other in zip(folders[1:], others, strict=True):
+            k = min(first.k, other.k)
+            print_comparison(_console, str(folder), str(folders[0]), other.against(first), k)
     _console.print(f"Comparison: {page}", highlight=False, markup=False)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     if _FIRST:
         print(f"warning: {message}", file=sys.stderr)
-
-
-def _shown(k: int) -> list[int]:
-    """1, 2, 4, ... and k itself."""
-    return sorted({1 << n for n in range(k.bit_length())} | {k})
 
 
 def _escaped(text: str) -> str:

@@ -344,6 +344,14 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     return parsed
 
 
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tables of what has dotted keys."""
+    found: dict[str, Any] = {}
+    for path, value in settings.items():
+        _merge(found, path.split("."), value)
+    return found
+
+
 def to_toml(config: TrainConfig) -> str:
     """Write a config as TOML that `read_config` reads back to an equal one."""
     return tomli_w.dumps(_without_none(unstructure(config)))

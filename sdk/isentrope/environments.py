@@ -94,7 +94,8 @@ class Info(TypedDict, total=False):
     messages: Sequence[Message]
     """The new chat messages, where one user message holding the observation is not enough."""
     success: bool
-    """At the end: whether the task was solved. Left out, the episode is not a success."""
+    """At the end: whether the task was solved. Left out, the episode is no success; an environment
+    that never says it has no pass@k."""
     stop_reason: str
     """With ``truncated``: a `StopReason` that says which limit."""
     metrics: Mapping[str, float]

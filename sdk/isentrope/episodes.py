@@ -125,6 +125,8 @@ class Episode:
     """The environment's own numbers at the end (reward parts, ...)."""
     report: str = ""
     """What the environment says of the end, for people: which tests failed, and how."""
+    judged: bool = True
+    """False where the environment ended the episode and left out whether that was a success."""
 
     @property
     def reward(self) -> float:

@@ -205,7 +205,7 @@ def _evaluation(
     if config.evaluation is None or progress.iteration % config.evaluation.every:
         return {}
     metrics = trainer.evaluate(config.evaluation, runner)
-    score = metrics["eval/success"]  # NaN where every episode failed, which is no score
+    score = metrics["eval/success"]  # NaN: every episode failed, or no success is ever said
     if math.isfinite(score) and (progress.best is None or score > progress.best):
         progress.best = score
         with _writing(run, progress.iteration):

@@ -116,8 +116,8 @@ class Run:
         folder = self.path / "best"
         if not folder.is_dir():
             raise ConfigError(
-                f"{self.path} has no best policy: it was trained without `evaluation`, or has not "
-                "come to its first."
+                f"{self.path} has no best policy: it was trained without `evaluation`, has not "
+                "come to its first, or its environment never says success."
             )
         return folder
 
@@ -133,7 +133,8 @@ class Run:
 
     def record(self, metrics: Mapping[str, Any], episodes: Iterable[Episode]) -> None:
         """Append an iteration."""
-        lines = (_episode_record(int(metrics["iteration"]), e) for e in episodes)
+        iteration = int(metrics["iteration"])
+        lines = ({"iteration": iteration, **episode_record(e)} for e in episodes)
         _append(self.path / "episodes.jsonl", lines)
         _append(self.path / "metrics.jsonl", [metrics])
 
@@ -170,15 +171,26 @@ class Run:
 
         Raises `ConfigError` where another process does.
         """
-        with (self.path / ".lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ConfigError(
-                    f"Another process is training in {self.path}: wait for it, or choose another "
-                    "`out`."
-                ) from error
+        with only_process(self.path, "training in"):
             yield
+
+
+@contextmanager
+def only_process(folder: Path, at: str) -> Iterator[None]:
+    """Keep every other process out of a folder; a dead process holds no lock.
+
+    at: what processes do there, for the message, such as ``"training in"``.
+
+    Raises `ConfigError` where another process is at it.
+    """
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"Another process is {at} {folder}: wait for it, or choose another `out`."
+            ) from error
+        yield
 
 
 def check_free(path: Path) -> None:
@@ -194,14 +206,15 @@ def new_folder(name: str) -> Path:
     return next(path for path in tries if not path.exists())
 
 
-def _episode_record(iteration: int, episode: Episode) -> dict[str, Any]:
+def episode_record(episode: Episode) -> dict[str, Any]:
+    """Return what is kept of an episode: everything but its tokens, of which only the number."""
     return {
-        "iteration": iteration,
         "task": episode.task,
         "rollout": episode.rollout,
         "seed": episode.seed,
         "reward": episode.reward,
         "success": episode.success,
+        "judged": episode.judged,
         "status": episode.status.value,
         "stop_reason": episode.stop_reason.value,
         "turns": episode.turns,

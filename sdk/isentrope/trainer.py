@@ -27,7 +27,8 @@ from isentrope.engines import WeightsRef
 from isentrope.environments import Task
 from isentrope.episodes import Episode, Status
 from isentrope.errors import TrainingError
-from isentrope.evaluation import requests, summarize
+from isentrope.evaluation.result import summarize
+from isentrope.evaluation.run import requests
 from isentrope.learner.accounting import peak_flops
 from isentrope.learner.checkpoints import Progress
 from isentrope.learner.experience import Experience, experience, usable

@@ -14,6 +14,7 @@ import inspect
 import sys
 import types
 from collections.abc import Iterator
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args, is_typeddict
@@ -111,6 +112,8 @@ def _members(cls: type) -> Iterator[str]:
         abstract = "abstract " if getattr(member, "__isabstractmethod__", False) else ""
         if isinstance(member, property):
             yield f"{abstract}property {name}{signature(member.fget)}"
+        elif isinstance(member, cached_property):
+            yield f"property {name}{signature(member.func)}"
         elif inspect.isroutine(member):
             asynchronous = "async " if inspect.iscoroutinefunction(member) else ""
             bound = f"{type(member).__name__} " if isinstance(member, METHODS) else ""

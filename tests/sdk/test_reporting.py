@@ -591,7 +591,7 @@ def test_many_runs_differ_in_dash_once_the_hues_are_used_up() -> None:
 
 
 def test_one_run_is_no_comparison(tmp_path: Path) -> None:
-    with pytest.raises(isentrope.ConfigError, match="two runs or more; got 1"):
+    with pytest.raises(isentrope.ConfigError, match="two runs or more, or two evaluations; got 1"):
         isentrope.compare(write_run(tmp_path / "r"))
 
 
@@ -634,6 +634,87 @@ def test_a_folder_that_is_no_run_is_one_sentence(arguments, tmp_path: Path) -> N
     done = command(*arguments, cwd=tmp_path)
     assert (2, 1) == (done.returncode, len(done.stderr.strip().splitlines()))
     assert "error: . is not a run folder: it has no config.toml." in done.stderr
+
+
+# ---------------------------------------------------------------- evaluations
+
+
+def evaluation(outcomes: Mapping[str, str], **more: Any) -> isentrope.Evaluation:
+    """Make one of the attempts at each task: 1 right, 0 wrong, x failed."""
+    attempts = [
+        isentrope.Attempt(
+            task=task, rollout=i, seed=0, reward=float(sign == "1"), success=sign == "1",
+            judged=True, status="env_error" if sign == "x" else "ok",
+            stop_reason="failed" if sign == "x" else "terminated", turns=1, tokens=3, metrics={},
+            messages=(), report="", error="RuntimeError: <b>no server</b>" if sign == "x" else None,
+        )
+        for task, signs in outcomes.items()
+        for i, sign in enumerate(signs)
+    ]  # fmt: skip
+    k = max(map(len, outcomes.values()))
+    return isentrope.Evaluation("e", "test", k, tuple(attempts), **more)
+
+
+TASKS = {"a": "1100", "b": "0100", "c": "1111", "d": "0000"}
+
+
+def test_the_page_of_an_evaluation_shows_its_numbers_and_curves(tmp_path: Path) -> None:
+    result = evaluation(TASKS, policy="runs/x", about={"rollout": {"temperature": 0.7}})
+    page = Page(isentrope.report(result, tmp_path / "page.html"))
+    rows = {row[0]: row[1] for row in page.tables["numbers"]}
+    two = result.estimates["pass@2"]
+    assert f"{two.value:.3f} ({two.low:.3f} to {two.high:.3f})" == rows["pass@2"]
+    assert {"success", "pass@2", "pass@4", "pass^2", "pass^4", "reward"} < set(rows)
+    assert ["0.7"] == [row[1] for row in page.tables["about"] if row[0] == "rollout.temperature"]
+    for title, chances in (("pass@k", result.pass_at), ("pass^k", result.pass_all)):
+        *edges, line = page.figures[title]["data"]
+        assert [*chances.values()] == pytest.approx(line["y"], rel=1e-4)
+        sign = title[4]
+        bounds = [result.estimates[f"pass{sign}{j}"] for j in range(1, 5)]
+        assert [e.low for e in bounds] == pytest.approx(edges[0]["y"], rel=1e-4)
+        assert [e.high for e in bounds] == pytest.approx(edges[1]["y"], rel=1e-4)
+        assert "tonexty" == edges[1]["fill"]
+
+
+def test_the_page_of_evaluations_subtracts_the_first_from_the_others(tmp_path: Path) -> None:
+    first = evaluation(TASKS, policy="one", about={"seed": 0, "rollout": {"top_p": 1.0}})
+    second = evaluation(
+        {**TASKS, "d": "1111", "more": "0000"},
+        policy="two",
+        about={"seed": 0, "rollout": {"top_p": 0.9}},
+    )
+    page = Page(isentrope.compare(first, second, out=tmp_path / "page.html"))
+    found = second.against(first).differences["success"]
+    rows = {row[0]: row[1] for row in page.tables["compared"]}
+    assert 0.25 == found.value
+    assert f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})" == rows["success"]
+    assert "Tasks that only two has, which are left out: 1." in page.text
+    assert [["rollout.top_p", "1.0", "0.9"]] == [
+        row for row in page.tables["differences"] if row[0].startswith("rollout")
+    ]
+    assert {"one", "two"} == {trace["name"] for trace in page.figures["pass@k"]["data"]}
+
+
+def test_failures_of_an_evaluation_stand_on_its_page_as_text(tmp_path: Path) -> None:
+    page = Page(isentrope.report(evaluation({"a": "1x", "b": "xx"}), tmp_path / "page.html"))
+    assert "env_error \u00d7 3" in page.text
+    assert "RuntimeError: <b>no server</b>" in page.text
+    assert "3 of 4 attempts failed (3 env_error)" in page.text
+
+
+def test_where_every_attempt_failed_the_page_says_so_without_numbers(tmp_path: Path) -> None:
+    page = Page(isentrope.report(evaluation({"a": "xx", "b": "xx"}), tmp_path / "page.html"))
+    assert "\u2013" == dict(row for row in page.tables["numbers"])["success"]
+
+
+def test_an_evaluation_without_a_folder_needs_a_file_for_its_page() -> None:
+    with pytest.raises(isentrope.ConfigError, match="has no folder: name the page's file"):
+        isentrope.report(evaluation(TASKS))
+
+
+def test_runs_and_evaluations_are_not_compared(tmp_path: Path) -> None:
+    with pytest.raises(isentrope.ConfigError, match="runs or evaluations, and not both"):
+        isentrope.compare(evaluation(TASKS), write_run(tmp_path / "r"))
 
 
 # ---------------------------------------------------------------- packaging

@@ -24,11 +24,13 @@ Kind = Literal["noisy", "steps", "sparse", "target"]
 points; or dashed, because it is not measured but aimed at."""
 
 INK, GRID, PAPER = "#24292f", "#d8dee4", "#ffffff"
+_THIN = "33"
+"""Makes a colour nearly transparent."""
 _HUES = ("#0072b2", "#d55e00", "#008a64", "#a8508a", "#a97500", "#5a55b5")
+_DARK = ("#5bb8f0", "#ff8f45", "#2ed3a6", "#e59ac8", "#f2c14e", "#aaa8f7")
 PALETTE = {
-    **dict(
-        zip(_HUES, ("#5bb8f0", "#ff8f45", "#2ed3a6", "#e59ac8", "#f2c14e", "#aaa8f7"), strict=True)
-    ),
+    **dict(zip(_HUES, _DARK, strict=True)),
+    **{f"{light}{_THIN}": f"{dark}{_THIN}" for light, dark in zip(_HUES, _DARK, strict=True)},
     INK: "#e6edf3",
     GRID: "#30363d",
     PAPER: "#161b22",
@@ -88,6 +90,37 @@ def stack(series: Sequence[Line], axis: Axis) -> Figure:
         for line in series
     ]
     return {"data": traces, "layout": _layout(axis, True, _y(axis, None, []))}
+
+
+@frozen
+class Curve:
+    """A line through a band of intervals."""
+
+    line: Line
+    low: Values
+    high: Values
+
+
+def curves(series: Sequence[Curve], axis: Axis, ticks: Sequence[int], title: str) -> Figure:
+    """Draw lines with their bands over places that are spread logarithmically.
+
+    ticks, title: of the axis of places.
+    """
+    layout = _layout(axis, len(series) > 1, {"range": [-0.02, 1.02]})
+    layout["xaxis"] |= {"type": "log", "tickvals": list(ticks), "ticktext": list(map(str, ticks))}
+    layout["xaxis"]["title"]["text"] = title
+    bands = [edge for curve in series for edge in _band(curve)]
+    drawn = [_drawn(c.line, None) | _look(c.line, marked=True) for c in series]
+    return {"data": [*bands, *drawn], "layout": layout}
+
+
+def _band(curve: Curve) -> Iterable[Figure]:
+    """Return the edges of a band, of which the second fills it."""
+    edge = {"mode": "lines", "line": {"color": curve.line.hue, "width": 0}}
+    fill = {"fill": "tonexty", "fillcolor": f"{curve.line.hue}{_THIN}"}
+    silent = {"showlegend": False, "hoverinfo": "skip"}
+    for values, filled in ((curve.low, {}), (curve.high, fill)):
+        yield _trace(evolve(curve.line, y=values), None) | edge | silent | filled
 
 
 def _traces(line: Line, log: SignedLog | None) -> Iterable[Figure]:

@@ -1,30 +1,23 @@
-"""Pages: what stands on them, put into a template and written to a file."""
+"""Pages: of a run, of an evaluation, and of several of them laid over one another."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, frozen
 
 from isentrope.errors import ConfigError
+from isentrope.evaluation.result import Evaluation
 from isentrope.reporting import _charts, _configs
 from isentrope.reporting._episodes import Highlights
-from isentrope.reporting._figures import PALETTE, Line
+from isentrope.reporting._evaluations import as_evaluation, page_of
 from isentrope.reporting._history import History
+from isentrope.reporting._page import render, swatch, write
 from isentrope.reporting._series import change
-from isentrope.reporting._text import counted, number, percent, visible
+from isentrope.reporting._text import counted, number, percent
 from isentrope.runs import Run
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 _ENDS = (("reward", "Reward"), ("success", "Success"), ("entropy", "Entropy, nats per token"))
 
@@ -39,16 +32,48 @@ class Ends:
     change: str
 
 
-def report(run: Run | str | Path, out: Path | None = None) -> Path:
-    """Write a page about a run, finished or not; return its path.
+def report(of: Run | Evaluation | str | Path, out: str | Path | None = None) -> Path:
+    """Write a page about a run or an evaluation, finished or not; return its path.
 
-    out: the file; None for ``report.html`` in the run's folder. The page is one file, and fetches
+    out: the file; None for ``report.html`` in its folder. The page is one file, and fetches
     nothing.
 
-    Raises `ConfigError` where `run` is no run, or the page cannot be written.
+    Raises `ConfigError` where `of` is neither, or the page cannot be written.
     """
-    history = History.read(run)
-    page = _render(
+    if (evaluation := as_evaluation(of)) is not None:
+        if out is None and evaluation.path is None:
+            raise ConfigError("This evaluation has no folder: name the page's file as `out`.")
+        place = Path(evaluation.path or "") / "report.html" if out is None else Path(out)
+        return write(place, page_of([evaluation]))
+    assert not isinstance(of, Evaluation)  # it would have been one
+    history = History.read(of)
+    place = history.path / "report.html" if out is None else Path(out)
+    return write(place, _page_of_run(history))
+
+
+def compare(*of: Run | Evaluation | str | Path, out: str | Path | None = None) -> Path:
+    """Write a page that lays runs, or evaluations, over one another, and lists what differs.
+
+    Evaluations are subtracted from the first, task by task.
+    out: the file; None for ``compare.html`` in the current folder.
+
+    Raises `ConfigError` for fewer than two, where one is neither, for runs beside evaluations, and
+    where the page cannot be written.
+    """
+    if len(of) < 2:
+        raise ConfigError(f"compare needs two runs or more, or two evaluations; got {len(of)}.")
+    place = Path("compare.html" if out is None else out)
+    evaluations = [found for one in of if (found := as_evaluation(one)) is not None]
+    if not evaluations:
+        runs = [History.read(run) for run in of if not isinstance(run, Evaluation)]
+        return write(place, _page_of_runs(_told_apart(runs)))
+    if len(evaluations) < len(of):
+        raise ConfigError("compare takes runs or evaluations, and not both at once.")
+    return write(place, page_of(evaluations))
+
+
+def _page_of_run(history: History) -> str:
+    return render(
         "report.html.j2",
         title=history.name,
         run=history,
@@ -63,32 +88,20 @@ def report(run: Run | str | Path, out: Path | None = None) -> Path:
         highlights=Highlights.of(history.path),
         settings=list(_configs.flatten(history.config)),
     )
-    return _write(history.path / "report.html" if out is None else Path(out), page)
 
 
-def compare(*runs: Run | str | Path, out: Path | None = None) -> Path:
-    """Write a page that lays runs over one another, and lists how their configs differ.
-
-    out: the file; None for ``compare.html`` in the current folder.
-
-    Raises `ConfigError` for fewer than two runs, where one is no run, or where the page cannot be
-    written.
-    """
-    if len(runs) < 2:
-        raise ConfigError(f"compare needs two runs or more; got {len(runs)}.")
-    histories = _told_apart([History.read(run) for run in runs])
-    page = _render(
+def _page_of_runs(histories: Sequence[History]) -> str:
+    return render(
         "compare.html.j2",
         title=" against ".join(run.name for run in histories),
         runs=histories,
         states=[_state(run) for run in histories],
-        swatches=[_swatch(style) for style, _ in enumerate(histories)],
+        swatches=[swatch(style) for style, _ in enumerate(histories)],
         ends=[_ends(run) for run in histories],
         evaluated=[number(_last(run, "eval/success")) for run in histories],
         differences=_configs.differences([run.config for run in histories]),
         charts=_charts.of_runs(histories),
     )
-    return _write(Path("compare.html") if out is None else Path(out), page)
 
 
 def _told_apart(runs: Sequence[History]) -> list[History]:
@@ -138,73 +151,5 @@ def _ends(run: History) -> list[Ends]:
     return rows
 
 
-def _swatch(style: int) -> str:
-    """Return a run's colour, as the charts draw it, for light and for dark screens."""
-    hue = Line("", (), (), style).hue
-    return f"light-dark({hue}, {PALETTE[hue]})"
-
-
 def _last(run: History, key: str) -> float | None:
     return next((v for v in reversed(run.points(key)[1]) if v is not None), None)
-
-
-def _render(template: str, **values: Any) -> str:
-    scripts = {"plotly": _plotly(), "charts": _asset("charts.js")}
-    hashes = " ".join(f"'sha256-{_digest(text)}'" for text in scripts.values())
-    return (
-        _templates()
-        .get_template(template)
-        .render(style=_asset("page.css"), scripts=scripts, hashes=hashes, palette=PALETTE, **values)
-    )
-
-
-@cache
-def _templates() -> Environment:
-    """Return the templates, in which every value is escaped and made visible."""
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-    from markupsafe import Markup
-
-    def shown(value: Any) -> Any:
-        return visible(value) if type(value) is str else value
-
-    def as_script_data(value: Mapping[str, Any]) -> Markup:
-        """Write JSON that ends no script element, whatever its strings hold."""
-        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-        for character in "<>&":
-            text = text.replace(character, f"\\u{ord(character):04x}")
-        return Markup(text)  # noqa: S704  # escaped above, and json.dumps leaves only ASCII
-
-    made = Environment(
-        loader=FunctionLoader(_asset),
-        autoescape=True,
-        finalize=shown,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters["as_script_data"] = as_script_data
-    made.filters["counted"] = counted
-    return made
-
-
-def _asset(name: str) -> str:
-    return files("isentrope.reporting").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return str(get_plotlyjs()).replace("\r\n", "\n")
-
-
-def _digest(script: str) -> str:
-    """Return what the page's content security policy names a script by."""
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _write(path: Path, page: str) -> Path:
-    try:
-        path.write_text(page, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise ConfigError(f"Page {path} cannot be written: {error.strerror}.") from error
-    return path

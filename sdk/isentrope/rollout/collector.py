@@ -7,7 +7,7 @@ import math
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,18 +85,28 @@ class RolloutCollector:
         self.version = weights.version
 
     async def collect(
-        self, requests: Sequence[Request], early_stop: EarlyStop | None = None
+        self,
+        requests: Sequence[Request],
+        early_stop: EarlyStop | None = None,
+        on_episode: Callable[[Episode], object] | None = None,
     ) -> list[Episode]:
         """Run all of them side by side; episodes come back in the order of the requests.
 
         early_stop: when enough of them are done, the others come back as ``cancelled``.
+        on_episode: called with each as it ends.
         """
+
+        async def run(place: int, request: Request) -> Episode:
+            episode = await self._run(place, request, turnstile, enough)
+            if on_episode is not None:
+                on_episode(episode)
+            return episode
+
         together = getattr(self.engine, "samples_together", False)
         turnstile = Turnstile(self.host.at_a_time, together)
         enough = asyncio.Event()
         running = [
-            asyncio.create_task(self._run(place, request, turnstile, enough))
-            for place, request in enumerate(requests)
+            asyncio.create_task(run(place, request)) for place, request in enumerate(requests)
         ]
         try:
             if early_stop is not None:
@@ -275,6 +285,7 @@ class _Record:
     messages: list[Message] = field(factory=list)
     rewards: list[float] = field(factory=list)
     success: bool = False
+    judged: bool = True
     status: Status = Status.OK
     stop_reason: StopReason = StopReason.FAILED
     error: str | None = None
@@ -299,6 +310,7 @@ class _Record:
         reason = StopReason.TERMINATED if terminated else info.get("stop_reason")
         self.stop_reason = StopReason(reason or StopReason.TRUNCATED)
         self.success = bool(info.get("success", False))
+        self.judged = "success" in info or not terminated
         self.metrics = {k: float(v) for k, v in info.get("metrics", {}).items()}
         self.report = info.get("report", "")
 
@@ -323,6 +335,7 @@ class _Record:
             rewards=tuple(self.rewards),
             penalty=-fall if cut and 0 < fall < math.inf else 0.0,
             success=self.success,
+            judged=self.judged,
             stop_reason=self.stop_reason,
             status=self.status,
             error=self.error,

@@ -1,0 +1,169 @@
+"""The page of an evaluation, or of several laid over one another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from attrs import frozen
+
+from isentrope.evaluation.attempts import Attempt
+from isentrope.evaluation.estimates import Estimate, known, shown, some
+from isentrope.evaluation.records import is_evaluation
+from isentrope.evaluation.result import Evaluation
+from isentrope.reporting import _configs, _figures
+from isentrope.reporting._charts import Chart
+from isentrope.reporting._figures import Axis, Curve, Line
+from isentrope.reporting._page import render, swatch
+from isentrope.reporting._text import number
+
+_CURVES = (
+    ("@", "pass@k", "the chance that at least one of k attempts succeeds"),
+    ("^", "pass^k", "the chance that all of k attempts succeed"),
+)
+
+
+@frozen
+class Column:
+    """One evaluation in the table of numbers."""
+
+    name: str
+    swatch: str
+    state: str
+    cells: list[str]
+    """In the order of the rows' names."""
+    notes: list[str]
+
+
+@frozen
+class Failure:
+    """A kind of failure: how many attempts it met, and what the first of them said."""
+
+    name: str
+    count: int
+    task: str
+    error: str
+
+
+def as_evaluation(of: object) -> Evaluation | None:
+    """Return an evaluation, or that of a folder; None where it is neither."""
+    if isinstance(of, Evaluation):
+        return of
+    if isinstance(of, (str, Path)) and is_evaluation(Path(of)):
+        return Evaluation.read(of)
+    return None
+
+
+def page_of(evaluations: Sequence[Evaluation]) -> str:
+    """Return the page of one or several."""
+    names = _names(evaluations)
+    first, others = evaluations[0], evaluations[1:]
+    rows = _rows(evaluations)
+    compared = [other.against(first) for other in others]
+    return render(
+        "evaluation.html.j2",
+        title=" against ".join(names),
+        where=f"{first.env} / {first.split}",
+        rows=rows,
+        columns=[
+            _column(style, name, one, rows)
+            for style, (name, one) in enumerate(zip(names, evaluations, strict=True))
+        ],
+        compared=[
+            Column(
+                name=name,
+                swatch=swatch(style + 1),
+                state=f"{found.tasks} common tasks",
+                cells=_cells(found.differences, rows, sign="+"),
+                notes=found.notes(name, names[0]),
+            )
+            for style, (name, found) in enumerate(zip(names[1:], compared, strict=True))
+        ],
+        base=names[0],
+        charts=_charts(names, evaluations),
+        legend="Bands are 95 % confidence intervals, clustered by task.",
+        places="k",
+        differences=_configs.differences([_about(one) for one in evaluations]),
+        settings=list(_configs.flatten(_about(first))),
+        failures=[failure for one in evaluations for failure in _failures(one.attempts)],
+    )
+
+
+def _names(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Name each by its folder, or else by its policy; numbered where they are called the same."""
+    seen: Counter[str] = Counter()
+    names = []
+    for one in evaluations:
+        name = one.path.resolve().name if one.path is not None else one.policy or "evaluation"
+        seen[name] += 1
+        names.append(f"{name} ({seen[name]})" if seen[name] > 1 else name)
+    return names
+
+
+def _rows(evaluations: Sequence[Evaluation]) -> list[str]:
+    judged = [one for one in evaluations if one.says_success]
+    most = max((one.k for one in judged), default=1)
+    passes = [f"pass{sign}{j}" for sign in "@^" for j in some(most)]
+    return [*(["success"] if judged else []), *(passes if judged else []), "reward"]
+
+
+def _column(style: int, name: str, one: Evaluation, rows: Sequence[str]) -> Column:
+    state = f"{one.policy}: {one.tasks} tasks \u00d7 {one.k}, {one.failed} failed"
+    return Column(name, swatch(style), state, _cells(one.estimates, rows), one.notes())
+
+
+def _cells(estimates: Mapping[str, Estimate], rows: Sequence[str], sign: str = "") -> list[str]:
+    return [_cell(estimates[row], sign) if row in estimates else "\u2013" for row in rows]
+
+
+def _cell(found: Estimate, sign: str) -> str:
+    value, low, high = (shown(x, sign) for x in (found.value, found.low, found.high))
+    if known(found.value) is None:
+        return value
+    return f"{value} ({low} to {high})" if known(found.low) is not None else f"{value} (unknown)"
+
+
+def _charts(names: Sequence[str], evaluations: Sequence[Evaluation]) -> list[Chart]:
+    """Draw pass@k and pass^k of those that have several attempts at a task."""
+    drawn = [
+        (style, name, one)
+        for style, (name, one) in enumerate(zip(names, evaluations, strict=True))
+        if one.k > 1 and one.says_success
+    ]
+    return [_chart(sign, title, note, drawn) for sign, title, note in _CURVES] if drawn else []
+
+
+def _chart(sign: str, title: str, note: str, drawn: Sequence[tuple[int, str, Evaluation]]) -> Chart:
+    curves = [_curve(sign, style, name, one) for style, name, one in drawn]
+    ticks = [1, *some(max(one.k for _, _, one in drawn))]
+    figure = _figures.curves(curves, Axis("chance"), ticks, "attempts k")
+    caption = "; ".join(f"{c.line.name} {_ends(c.line)}" for c in curves)
+    return Chart(title, note, caption, figure, tuple(c.line for c in curves))
+
+
+def _ends(line: Line) -> str:
+    return f"{number(line.y[0])} \u2192 {number(line.y[-1])}"
+
+
+def _curve(sign: str, style: int, name: str, one: Evaluation) -> Curve:
+    places = range(1, one.k + 1)
+    found = [one.estimates[f"pass{sign}{j}"] for j in places]
+    line = Line(name, places, [known(e.value) for e in found], style, "sparse")
+    return Curve(line, [known(e.low) for e in found], [known(e.high) for e in found])
+
+
+def _about(one: Evaluation) -> dict[str, object]:
+    return {"policy": one.policy, **one.about}
+
+
+def _failures(attempts: Sequence[Attempt]) -> list[Failure]:
+    """Return the first failure of each kind."""
+    kinds: dict[str, list[Attempt]] = {}
+    for attempt in attempts:
+        if attempt.failed:
+            kinds.setdefault(attempt.status.value, []).append(attempt)
+    return [
+        Failure(kind, len(met), met[0].task, (met[0].error or "").strip())
+        for kind, met in kinds.items()
+    ]
