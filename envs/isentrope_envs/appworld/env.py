@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from isentrope_envs.appworld.base import AppWorldEnv
 from isentrope_envs.appworld.judge import Judge
 from isentrope_envs.appworld.place import Place
 from isentrope_envs.appworld.routes import Routes
-from isentrope_envs.appworld.world import LocalWorld, difficulty, warm_up
+from isentrope_envs.appworld.world import LocalWorld, warm_up
 
 SPLITS = ("train", "dev", "test_normal", "test_challenge")
 LEVELS = (1, 2, 3)
@@ -34,8 +32,8 @@ ROUTES = Routes(PLACE.agent / "data" / "api_docs" / "standard")
 class AppWorld(AppWorldEnv):
     """Tasks of the data that are installed here.
 
-    difficulties: which tasks, of 1 to 3. outputs: a folder in which each episode's databases and
-    logs are kept, as the engine writes them. options: see `AppWorldEnv`.
+    difficulties: which tasks, of 1 to 3. outputs: a folder in which every episode's databases and
+    logs are kept as the engine writes them, finished or not. options: see `AppWorldEnv`.
     """
 
     def __init__(
@@ -47,21 +45,12 @@ class AppWorld(AppWorldEnv):
     ) -> None:
         super().__init__(**options)
         self.tasks = _tasks(_levels(difficulties))
-        self._outputs = None if outputs is None else Path(outputs)
+        self._outputs = None if outputs is None else _folder(outputs)
         self._judge = Judge(PLACE.full)
 
     def open_world(self) -> LocalWorld:
         """Open the task's world, in this process."""
-        self._local = LocalWorld(self.task.id, self.limits, ROUTES, self._judge)
-        return self._local
-
-    def end(self, answer: Any) -> tuple[float, dict[str, Any]]:
-        """Have the engine judge, and keep its outputs under a name that no other rollout has."""
-        reward, info = super().end(answer)
-        if self._outputs is not None:
-            folder = tempfile.mkdtemp(prefix=f"{self.task.id}-", dir=self._outputs)
-            shutil.copytree(self._local.outputs, folder, dirs_exist_ok=True)
-        return reward, info
+        return LocalWorld(self.task.id, self.limits, ROUTES, self._judge, self._outputs)
 
     def close(self) -> None:
         """Leave the world, and end the judge."""
@@ -82,6 +71,14 @@ class AppWorld(AppWorldEnv):
         return f"```python\n{cells[place]}\n```"
 
 
+def _folder(path: str) -> Path:
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"outputs: {path} cannot be made: {error.strerror}.") from error
+    return Path(path)
+
+
 def _solution(task: str) -> list[str] | None:
     """Return the cells that solve a task of our tiny world."""
     file = PLACE.full / "data" / "tasks" / task / "ground_truth" / "turns.json"
@@ -97,7 +94,7 @@ def _tasks(levels: tuple[int, ...]) -> TaskSet:
     for split in SPLITS:
         file = PLACE.agent / "data" / "datasets" / f"{split}.txt"
         ids = file.read_text(encoding="utf-8").split() if file.is_file() else []
-        chosen = [i for i in ids if levels == LEVELS or difficulty(PLACE, i) in levels]
+        chosen = [i for i in ids if levels == LEVELS or PLACE.difficulty(i) in levels]
         if chosen:
             splits[split] = [Task(i) for i in chosen]
     if not splits:

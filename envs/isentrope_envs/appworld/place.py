@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -52,6 +53,13 @@ class Place:
     def agent(self) -> Path:
         """The engine's root without ground truth."""
         return self.root / "agent"
+
+    def difficulty(self, task: str) -> int | None:
+        """Return how hard a task is, 1 to 3, by its data; None where they are not here."""
+        file = self.full / "data" / "tasks" / task / "ground_truth" / "metadata.json"
+        if not file.is_file():
+            return None
+        return int(json.loads(file.read_text(encoding="utf-8"))["difficulty"])
 
     @property
     def cache(self) -> Path:

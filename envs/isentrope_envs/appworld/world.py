@@ -12,7 +12,6 @@ for processes that do nothing else.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -46,8 +45,15 @@ START = 60.0
 class LocalWorld:
     """A task's world on this machine; its code runs in a process of its own."""
 
-    def __init__(self, task: str, limits: NotebookLimits, routes: Routes, judge: Judge) -> None:
-        self._limits, self._routes, self._judge = limits, routes, judge
+    def __init__(
+        self,
+        task: str,
+        limits: NotebookLimits,
+        routes: Routes,
+        judge: Judge,
+        keep: Path | None = None,
+    ) -> None:
+        self._limits, self._routes, self._judge, self._keep = limits, routes, judge, keep
         self._folder = Path(tempfile.mkdtemp(prefix="isentrope-appworld-"))
         os.chmod(self._folder, 0o711)  # noqa: S103  # the agent's own folder is in it
         os.environ["IPYTHONDIR"] = str(self._folder)
@@ -80,11 +86,6 @@ class LocalWorld:
         """Whether the task was declared to be done; not whether it was done right."""
         return bool(self.engine.task_completed())
 
-    @property
-    def outputs(self) -> Path:
-        """Return the folder of what the engine writes; whole, once there is a verdict."""
-        return Path(self.engine.output_directory)
-
     def run(self, code: str, seconds: float | None = None) -> Cell:
         """Run a cell; the engine says what it printed, or how it failed."""
         if self._agent is None:
@@ -112,14 +113,17 @@ class LocalWorld:
     def judge(self) -> dict[str, Any]:
         """Return the engine's own verdict on the databases as they are; raises `GraderError`."""
         self._end_agent()
-        self.engine._save_state(self.engine.output_db_home_path_on_disk)
-        self.engine.save_logs()
+        self._save()
         return self._judge.verdict(self.engine.task_id, self._folder)
 
     def close(self) -> None:
         """End the agent, and leave the world, if that was not done."""
         self._end_agent()
         if self._folder.exists():
+            if self._keep is not None:
+                self._save()
+                kept = tempfile.mkdtemp(prefix=f"{self.engine.task_id}-", dir=self._keep)
+                shutil.copytree(self.engine.output_directory, kept, dirs_exist_ok=True)
             self.engine.close()
             Engine.close_all()
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -193,6 +197,11 @@ class LocalWorld:
         self.engine.requester.reset_request_count()
         self.engine.requester.request_tracker.add_request(method=method, url=url, data=sent)
 
+    def _save(self) -> None:
+        """Write databases and logs, as the engine does after every cell."""
+        self.engine._save_state(self.engine.output_db_home_path_on_disk)
+        self.engine.save_logs()
+
     def _lose_agent(self) -> None:
         self.failed += 1
         self._end_agent()
@@ -229,9 +238,3 @@ def warm_up(place: Place) -> None:
         world.execute("print(1)")
         world.close()
         Engine.close_all()
-
-
-def difficulty(place: Place, task: str) -> int:
-    """Return how hard a task is, 1 to 3, by its own data."""
-    file = place.full / "data" / "tasks" / task / "ground_truth" / "metadata.json"
-    return int(json.loads(file.read_text(encoding="utf-8"))["difficulty"])
