@@ -289,7 +289,9 @@ def test_the_run_folder_holds_a_config_that_reads_back_to_the_same_run(tiny_run)
 
 
 def test_every_example_config_composes() -> None:
+    """But AppWorld's, which need its installation: tests/envs/appworld."""
     examples = sorted(Path(__file__).parents[2].glob("examples/*.toml"))
+    examples = [path for path in examples if not path.name.startswith("appworld-")]
     assert examples
     for example in examples:
         read_config(example)

@@ -13,6 +13,7 @@ import pytest
 
 import isentrope
 from isentrope import ConfigError, TextEnv
+from isentrope.config import read_config
 from tests.sdk.test_workers import gone, of_this_process
 
 pytestmark = pytest.mark.slow
@@ -279,3 +280,12 @@ def test_nothing_is_left_behind(appworld: Path, task: str) -> None:
     env.close()
     assert all(map(gone, of_this_process() - processes))
     assert set() == found() - before
+
+
+def test_the_example_composes(appworld: Path) -> None:
+    config = read_config(Path(__file__).parents[3] / "examples" / "appworld-qwen3-8b.toml")
+    assert ("appworld", 30, 32768) == (
+        config.env.id,
+        config.rollout.max_turns,
+        config.rollout.context,
+    )
