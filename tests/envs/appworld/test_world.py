@@ -130,6 +130,28 @@ def test_what_is_outside_stays_outside(env: TextEnv, task: str, code: str, said:
     assert "@example.com" in prints(env, "print(apis.supervisor.show_profile()['email'])")
 
 
+PARENT = "c, o = __import__('ctypes'), __import__('os')\nlib = c.CDLL(None, use_errno=True)\n"
+PEEK = """
+class Piece(c.Structure):
+    _fields_ = [('base', c.c_void_p), ('length', c.c_size_t)]
+buffer = c.create_string_buffer(8)
+mine, theirs = Piece(c.addressof(buffer), 8), Piece(id(apis), 8)
+print(lib.process_vm_readv(o.getppid(), c.byref(mine), 1, c.byref(theirs), 1, 0))
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [PEEK, "print(lib.kill(o.getppid(), 9))", "print(lib.ptrace(16, o.getppid(), 0, 0))"],
+)
+def test_the_worlds_process_can_be_neither_read_nor_killed(
+    env: TextEnv, task: str, code: str
+) -> None:
+    begin(env, task)
+    assert "-1" == prints(env, PARENT + code)
+    assert "@example.com" in prints(env, "print(apis.supervisor.show_profile()['email'])")
+
+
 def test_there_is_no_ground_truth_in_its_process(env: TextEnv, task: str) -> None:
     begin(env, task)
     code = (
