@@ -9,8 +9,12 @@ from isentrope import ConfigError, EnvRef, Message, make
 MAX_TURNS = 100
 
 
-def demonstrations(env: EnvRef, count: int, noise: float, seed: int) -> list[list[Message]]:
+def demonstrations(
+    env: EnvRef, count: int, per_task: int, noise: float, seed: int
+) -> list[list[Message]]:
     """Play `count` episodes of the training split with the environment's noisy solver.
+
+    per_task: fewer are played where that is more than so many for each task.
 
     Raises `ConfigError` where the environment has none.
     """
@@ -18,7 +22,7 @@ def demonstrations(env: EnvRef, count: int, noise: float, seed: int) -> list[lis
     world = make(env.id, **env.config)
     split = world.tasks["train"] if "train" in world.tasks else world.tasks[next(iter(world.tasks))]
     played = []
-    for _ in range(count):
+    for _ in range(min(count, per_task * len(split))):
         task = split[int(rng.integers(len(split)))].id
         observation, info = world.reset(seed=int(rng.integers(2**31)), options={"task": task})
         messages: list[Message] = []

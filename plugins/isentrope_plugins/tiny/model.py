@@ -20,6 +20,7 @@ from isentrope_plugins.tiny.demonstrations import demonstrations
 _log = logging.getLogger("isentrope.models")
 _FORMAT = 1  # raise when warm-up or tokenizer change, so that no stale policy is used
 DEMONSTRATIONS, FINGERPRINT = 8192, 256  # played for a warm-up; hashed to find it again
+PER_TASK = 32  # at most, for environments of few tasks and long episodes
 _at_least_one = validators.ge(1)
 
 
@@ -51,14 +52,14 @@ class TinyQwen3:
         """Take the model from the cache, or make it and put it there."""
         source = self.warmup_env or env
 
-        def play(count: int) -> list[list[Message]]:
-            return demonstrations(source, count, self.warmup_noise, self.seed)
+        def play(count: int, per_task: int) -> list[list[Message]]:
+            return demonstrations(source, count, per_task, self.warmup_noise, self.seed)
 
         # The first few stand for all: who plays these, plays the rest the same.
-        folder = cache_folder() / f"tiny-qwen3-{self._hash(play(FINGERPRINT))}"
+        folder = cache_folder() / f"tiny-qwen3-{self._hash(play(FINGERPRINT, 1))}"
         if not folder.exists():
             _log.info("Warming up a tiny Qwen3 on %r: once, half a minute or so.", source.id)
-            self._make(play(DEMONSTRATIONS), folder)
+            self._make(play(DEMONSTRATIONS, PER_TASK), folder)
         return LanguageModel.load(folder)
 
     def _hash(self, corpus: list[list[Message]]) -> str:

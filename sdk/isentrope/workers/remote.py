@@ -37,6 +37,7 @@ class RemoteEnv(TextEnv):
     ) -> tuple[str, dict[str, Any]]:
         """Begin an episode there."""
         _, info = super().reset(seed=seed, options=options)
+        self._change_worker()
         drawn = int(self.np_random.integers(2**31)) if seed is None else seed
         observation, found = checked_reset(
             self._pool.name, self._call("reset", task=info["task"], seed=drawn)
@@ -58,6 +59,13 @@ class RemoteEnv(TextEnv):
             del self._worker
             _run(self._pool.give_back(worker, clean=True))
         _run(self._pool.close())
+
+    def _change_worker(self) -> None:
+        """Have the pool replace the worker, where it has served its number of episodes."""
+        worker = self._worker
+        del self._worker
+        _run(self._pool.give_back(worker, clean=True))
+        self._worker = _run(self._pool.borrow())
 
     def _call(self, name: str, **arguments: Any) -> Any:
         return _run(self._pool.ask(self._worker, name, **arguments))
