@@ -66,6 +66,8 @@ def remove(root: str | Path | None = None, *, say: Say = print) -> None:
     with _alone(place, say):
         say(f"Deletes {human(size(*parts(place)))} in {place.root}.")
         for part in parts(place):
+            if part.is_symlink():  # the user's, to another disk: what is there is not ours
+                part.unlink()
             shutil.rmtree(part, ignore_errors=True)
         left = [str(part) for part in parts(place) if part.exists()]
         if left:
