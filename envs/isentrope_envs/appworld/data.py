@@ -16,6 +16,7 @@ from isentrope_envs.appworld.engine import run, wanted_version
 from isentrope_envs.appworld.place import Place
 
 KINDS = ("real", "tiny")
+DOWNLOAD = "The download of AppWorld's data (the tiny one needs none)"
 TRUTH = "ground_truth"
 STAMP = "isentrope.json"
 """Written into data that passed the engine's verification: which it is, and who made it."""
@@ -96,10 +97,10 @@ def count(place: Place) -> dict[str, int]:
 def _download(place: Place, root: Path) -> None:
     """Let AppWorld download its own; into a new folder, since it deletes what it finds."""
     command = (place.python, "-IB", "-m", "appworld.cli", "download", "data", "--root", root)
-    said = run(place, "The download of AppWorld's data", *command, root=root)
+    said = run(place, DOWNLOAD, *command, root=root)
     if not (root / "data" / "tasks").is_dir():  # it exits with 0 all the same
         last = (said.strip().splitlines() or ["it printed nothing"])[-1]
-        raise IsentropeError(f"The download of AppWorld's data failed: {last}")
+        raise IsentropeError(f"{DOWNLOAD} failed: {last}")
 
 
 def _verify(place: Place, root: Path) -> str:

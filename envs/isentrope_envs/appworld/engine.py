@@ -34,6 +34,7 @@ def run(place: Place, what: str, *command: str | Path, root: Path | None = None)
         "APPWORLD_ROOT": str(root or place.full),
         "APPWORLD_CACHE": str(place.cache),
         "IPYTHONDIR": str(place.cache / "ipython"),
+        "_TYPER_STANDARD_TRACEBACK": "1",  # whose last line is the error, whole
     }
     done = subprocess.run(  # noqa: S603  # commands of ours
         [str(part) for part in command],
