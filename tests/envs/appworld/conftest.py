@@ -32,7 +32,7 @@ os.environ[VARIABLE] = str(ROOT)  # before plugins are read: what they bring nam
 
 
 @pytest.fixture(scope="session")
-def appworld_root() -> Path:
+def appworld() -> Path:
     """A whole installation with the tiny world, for slow tests: the first time takes minutes."""
     if NAMED is None:
         _forget_dead_checkouts()
@@ -48,10 +48,10 @@ def appworld_root() -> Path:
 
 
 @pytest.fixture
-def copy(appworld_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def copy(appworld: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """An installation to break, of hard links: replace its files, and do not write into them."""
     place = Place(tmp_path / "appworld")
-    shutil.copytree(appworld_root, place.root, symlinks=True, copy_function=_link)
+    shutil.copytree(appworld, place.root, symlinks=True, copy_function=_link)
     shutil.rmtree(place.agent)  # so that it is hard links to this copy, by the code under test
     monkeypatch.setenv(VARIABLE, str(place.root))
     install(place.root, say=_silent)
@@ -59,7 +59,10 @@ def copy(appworld_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def _link(source: str, to: str) -> None:
-    os.link(source, to, follow_symlinks=False)
+    try:
+        os.link(source, to)
+    except OSError:  # another file system
+        shutil.copy2(source, to)
 
 
 def _silent(_: str) -> None:

@@ -20,8 +20,8 @@ COMPLETE = "apis.supervisor.complete_task()"
 
 
 @pytest.fixture(scope="session")
-def tiny(appworld_root: Path) -> Path:
-    return Place(appworld_root).full / "data"
+def tiny(appworld: Path) -> Path:
+    return Place(appworld).full / "data"
 
 
 def ids(tiny: Path, split: str) -> list[str]:
