@@ -115,9 +115,10 @@ def _check(place: Place) -> None:
             f"The folder's path may not contain 'memory': AppWorld's engine would take it for a "
             f"database in memory. Choose another than {place.root}."
         )
-    if not place.root.exists() or is_ours(place):
+    if not place.root.exists():
         return
-    if not place.root.is_dir() or set(os.listdir(place.root)) - {_new_readme(place).name}:
+    strange = not place.root.is_dir() or set(os.listdir(place.root)) - {_new_readme(place).name}
+    if strange and not is_ours(place):  # in this order: another may be claiming it right now
         raise ConfigError(f"{place.root} is not empty, and nothing that Isentrope installed.")
 
 

@@ -37,7 +37,7 @@ def appworld() -> Path:
     if NAMED is None:
         _forget_dead_checkouts()
         try:
-            install(ROOT, "tiny" if data.kind(Place(ROOT)) == "real" else None, say=_silent)
+            install(ROOT, say=_silent)
         except IsentropeError as error:
             if "CI" in os.environ or interpreter.is_current(Place(ROOT)):
                 raise
