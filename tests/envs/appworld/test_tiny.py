@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,11 @@ def test_it_is_written_the_same_to_the_byte_by_another_process(tiny: Path, tmp_p
         and (root / "data" / file).read_bytes() != (tiny / file).read_bytes()
     ]
     assert [] == differ
+
+
+def test_the_page_about_it_has_its_numbers(tiny: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "appworld.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)`[^|]*\| (\d+) \|$", page, re.MULTILINE))
+    assert {split: str(len(ids(tiny, split))) for split in SPLITS} == rows
+    assert f"{len(everything(tiny))} tasks of eleven kinds" in page
+    assert 11 == len(WRONG)
