@@ -49,9 +49,12 @@ def install(
     if data is not None and data not in _data.KINDS:
         raise UnknownNameError("Data", data, _data.KINDS)
     _check(place)
-    with _alone(place, say):
-        _claim(place)
-        _install(place, data, replace, say)
+    try:
+        with _alone(place, say):
+            _claim(place)
+            _install(place, data, replace, say)
+    except OSError as error:  # no permission, a full disk
+        raise IsentropeError(f"AppWorld cannot be installed in {place.root}: {error}.") from error
     return place
 
 

@@ -83,6 +83,13 @@ def test_a_path_with_memory_in_it_is_refused(tmp_path: Path) -> None:
     assert [] == os.listdir(tmp_path)
 
 
+def test_a_folder_that_cannot_be_made_is_one_sentence(place: Place) -> None:
+    place.root.write_text("a file")
+    done = isentrope("install", "--root", place.root / "below")
+    assert (2, 1) == (done.returncode, len(done.stderr.splitlines()))
+    assert f"AppWorld cannot be installed in {place.root / 'below'}: [Errno 20]" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_step_that_fails_says_what_and_why_in_one_sentence(
     place: Place, monkeypatch: pytest.MonkeyPatch
