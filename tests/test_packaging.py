@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
@@ -14,6 +15,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -129,6 +131,54 @@ def test_first_party_plugins_come_in_by_the_entry_points_of_the_wheel(wheel: Zip
     for package in PACKAGES[1:]:
         assert f"= {package}.plugin\n" in text
         assert f"{package}/plugin.py" in wheel.namelist()
+
+
+# ---------------------------------------------------------------- AppWorld's licence
+
+APPWORLDS = re.compile(
+    r"\.bundle$|\.db$|(^|/)(base_dbs|api_docs|dbs|ground_truth|experiments)/|/appworld/apps/"
+)
+"""Paths of what AppWorld's engine unpacks, and of what our tiny world writes: never published."""
+CANARY = b"appworld:" + b"d17ac3f:"  # in two parts, or this file would have it
+"""What AppWorld's own files are marked with, and the documentation that we make of them."""
+
+
+def shipped(wheel: ZipFile, folder: Path) -> dict[str, bytes]:
+    """Return every file of the wheel and of the source distribution."""
+    files = {f"wheel/{name}": wheel.read(name) for name in wheel.namelist()}
+    path = next(SdistBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"]))
+    with tarfile.open(path) as opened:
+        for member in filter(tarfile.TarInfo.isfile, opened):
+            content = opened.extractfile(member)
+            assert content is not None
+            files[f"sdist/{member.name.partition('/')[2]}"] = content.read()
+    return files
+
+
+def test_nothing_of_appworlds_is_shipped(wheel: ZipFile, tmp_path: Path) -> None:
+    files = shipped(wheel, tmp_path)
+    assert "wheel/isentrope_envs/appworld/requirements.txt" in files
+    assert "sdist/envs/isentrope_envs/appworld/tiny/__main__.py" in files
+    assert [] == [name for name in files if APPWORLDS.search(name)]
+    assert [] == [name for name, content in files.items() if CANARY in content]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "envs/isentrope_envs/appworld/data/base_dbs/phone.db",
+        "tests/data/api_docs/standard/phone.json",
+        "data/tasks/tinypay1_1/dbs/venmo.jsonl",
+        "data/tasks/tinypay1_1/ground_truth/answer.json",
+        "experiments/outputs/one/leaderboard.bundle",
+        "envs/isentrope_envs/appworld/apps/phone/models.py",
+    ],
+)
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_nothing_of_appworlds_is_committed(path: str) -> None:
+    assert APPWORLDS.search(path)
+    ignored = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False)
+    assert 0 == ignored.returncode
 
 
 # ---------------------------------------------------------------- import rules

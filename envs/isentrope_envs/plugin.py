@@ -1,6 +1,6 @@
 """What this package brings."""
 
-from isentrope import EnvSpec, hookimpl
+from isentrope import ComponentSpec, EnvSpec, hookimpl
 from isentrope_envs.appworld.place import Place
 
 
@@ -42,4 +42,30 @@ def isentrope_environments() -> list[EnvSpec]:
             splits=("train", "dev", "test"),
             isolation="none",
         ),
+    ]
+
+
+@hookimpl
+def isentrope_commands() -> list[ComponentSpec]:
+    """Return the verbs of the command line."""
+    return [
+        ComponentSpec(
+            "command",
+            "appworld",
+            "isentrope_envs.appworld.commands:app",
+            "Install AppWorld, in an interpreter of its own; or remove it",
+        )
+    ]
+
+
+@hookimpl
+def isentrope_checks() -> list[ComponentSpec]:
+    """Return what the doctor asks."""
+    return [
+        ComponentSpec(
+            "check",
+            "appworld",
+            "isentrope_envs.appworld.checks:check",
+            "Whether AppWorld is installed and whole",
+        )
     ]

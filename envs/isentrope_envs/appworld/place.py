@@ -6,6 +6,7 @@
     ROOT/full/data  AppWorld's data, solutions and tests included: what judges read
     ROOT/agent/data the same files without any ground truth: all that a policy's code may read
     ROOT/cache      what the engine caches
+    ROOT/README     says whose folder this is
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ VARIABLE = "ISENTROPE_APPWORLD"
 """Names the folder, if it is not the default one."""
 
 
+def _whole(path: str | Path) -> Path:
+    return Path(path).absolute()
+
+
 @frozen
 class Place:
     """The folder of one installation."""
 
-    root: Path = field(converter=Path)
+    root: Path = field(converter=_whole)
 
     @classmethod
     def default(cls) -> Place:
@@ -65,3 +70,13 @@ class Place:
     def cache(self) -> Path:
         """What the engine caches, outside the home folder."""
         return self.root / "cache"
+
+    @property
+    def readme(self) -> Path:
+        """What marks the folder as ours."""
+        return self.root / "README"
+
+    @property
+    def building(self) -> Path:
+        """Where parts are made, to be renamed when they are whole."""
+        return self.root / "building"
