@@ -1,0 +1,5 @@
+"""AIME: problems whose answer is a whole number from 0 to 999, and a grader that cannot hang."""
+
+from isentrope_envs.aime.grading import Reason, Verdict, grade
+
+__all__ = ["Reason", "Verdict", "grade"]
