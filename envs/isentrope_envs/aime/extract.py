@@ -26,6 +26,7 @@ LONGEST = 256
 """Characters of an answer; a longer one is not read."""
 
 _END = re.compile(r"<\|(?:im_end|endoftext|eot_id|end_of_text|end|eom_id)\|>|</s>")
+_BOX = re.compile(r"\\(?:boxed|fbox)")
 _BRACES = re.compile(
     r"\\(?:boxed|fbox)\s*+\{|\\(?:boxed|fbox)\s++([^\s{}$\\]+)|\\.|[{}]", re.DOTALL
 )
@@ -73,8 +74,8 @@ def extract(response: str, thinking: bool | None = None) -> Extraction:
     if boxed is not None or phrased is not None:
         return Extraction(boxed if boxed_end > phrased_end else phrased)
     whole = spoken.strip()
-    alone = len(whole) <= LONGEST and "\n" not in whole and _is_value(whole)
-    return Extraction(whole if alone else None)
+    short = len(whole) <= LONGEST and "\n" not in whole
+    return Extraction(whole if short and _is_value(whole) else None)
 
 
 def last_box(text: str) -> str | None:
@@ -98,14 +99,14 @@ def _last_box(text: str) -> tuple[str | None, int]:
     open_at: list[int] = []  # where the content of each open brace begins; below 0: of no box
     found, end = None, -1
     for match in _BRACES.finditer(text):
-        token = match[0]
-        if token[-1] == "{" and len(token) > 2:
+        mark = match[0]
+        if mark[-1] == "{" and len(mark) > 2:
             open_at.append(match.end())
-        elif token == "{":
+        elif mark == "{":
             open_at.append(-1)
         elif match[1] is not None:
             found, end = match[1].rstrip(".,;"), match.end()
-        elif token == "}" and open_at and (start := open_at.pop()) >= 0:
+        elif mark == "}" and open_at and (start := open_at.pop()) >= 0:
             found, end = text[start : match.start()].strip(), match.end()
     return found, end
 
@@ -128,7 +129,7 @@ def _value_of(text: str, start: int, *, prose: bool) -> str | None:
         line = _SENTENCE.match(text, start)
         content = _STOP.split(_HOPE.split(line[0] if line else "", 1)[0], 1)[0]
         content = content.strip().strip("*\"'`").strip()
-    if "\\boxed" in content or "\\fbox" in content:
+    if _BOX.search(content):
         return None  # the box speaks for itself
     if _is_value(content):
         return content
@@ -143,6 +144,8 @@ def _value_of(text: str, start: int, *, prose: bool) -> str | None:
 
 def _is_value(text: str) -> bool:
     """Say whether a text is a formula, or a number with its unit, and no prose."""
+    if _BOX.search(text):  # an open one, or it would have been found
+        return False
     if _IN_MATH.fullmatch(text):
         return True
     bare = _UNIT.sub(" ", _COMMAND.sub(" ", text))

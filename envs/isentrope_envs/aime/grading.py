@@ -1,4 +1,4 @@
-"""`grade`: is a response right?"""
+"""The verdict on a response: by whole numbers in process, by the judge otherwise."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ _INTEGER = re.compile(rf"[+-]?\s*(?:\d{{1,3}}(?:{_SEPARATOR}\d{{3}})+|\d+)(?:\.0
 _SEVERAL = re.compile(
     r"[,;|&$\n]|\\(?:text|textrm|textbf|mathrm|mbox|pm|mp|to|mapsto|cup|cap|in|infty|mid|lor|land|"
     r"lvert|rvert|\\|rightarrow|Rightarrow|implies|iff|quad|qquad|ldots|dots|cdots)(?![a-zA-Z])|"
-    r"\\[{}]|\b(?:or|and|to)\b|[±∓→∪∞]|\d\s+\d"
+    r"\\[{}]|\b(?:or|and|to)\b|[\u00b1\u2213\u2192\u222a\u221e]|\d\s+\d"
 )
 
 
