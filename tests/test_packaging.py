@@ -55,9 +55,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZipFile]:
 # ---------------------------------------------------------------- constraints.txt
 
 
-@pytest.mark.parametrize(
-    "line", [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
-)
+EXTRAS = PROJECT["optional-dependencies"]
+OURS = [*PROJECT["dependencies"], *EXTRAS["aime"], *EXTRAS["dev"]]
+
+
+@pytest.mark.parametrize("line", [line for line in OURS if name_of(line) != "isentrope"])
 def test_every_dependency_is_pinned_within_its_range(line: str) -> None:
     pinned = pins().get(name_of(line))
     assert pinned is not None, f"constraints.txt lacks {line}"

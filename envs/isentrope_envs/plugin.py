@@ -9,6 +9,12 @@ def isentrope_environments() -> list[EnvSpec]:
     """Return the environments."""
     return [
         EnvSpec(
+            "aime",
+            "isentrope_envs.aime:Aime",
+            "AIME problems, graded exactly, and beside it as lm-eval does",
+            splits=("train", "aime24", "aime25"),
+        ),
+        EnvSpec(
             "appworld",
             "isentrope_envs.appworld.env:AppWorld",
             "Everyday tasks over nine apps, done by writing Python (AppWorld's own engine)",
