@@ -15,6 +15,13 @@ def isentrope_environments() -> list[EnvSpec]:
             splits=("train", "aime24", "aime25"),
         ),
         EnvSpec(
+            "aime-like",
+            "isentrope_envs.aime_like:AimeLike",
+            "Generated problems with whole answers at four levels, which a tiny policy can begin",
+            splits=("train", "dev", "test"),
+            isolation="none",
+        ),
+        EnvSpec(
             "appworld",
             "isentrope_envs.appworld.env:AppWorld",
             "Everyday tasks over nine apps, done by writing Python (AppWorld's own engine)",

@@ -38,8 +38,8 @@ _TRAILING = re.compile(
 )
 _EQUALS = re.compile(r"=|\\approx(?![a-zA-Z])|≈")
 _COMPARES = re.compile(r"[<>≤≥≠]|\\(?:le|ge|lt|gt|leq|geq|ne|neq|not)(?![a-zA-Z])|!=")
-_SEPARATOR = r"(?:,(?:\\!)?|\{,\}|\\[,!:; ])\s*"
-_INTEGER = re.compile(rf"[+-]?\s*(?:\d{{1,3}}(?:{_SEPARATOR}\d{{3}})+|\d+)(?:\.0*)?", re.ASCII)
+_SEPARATOR = r"(?:,\\!\s*|,|\{,\}|\\[,!:; ])"
+_INTEGER = re.compile(rf"[+-]?\s*(?:[1-9]\d{{0,2}}(?:{_SEPARATOR}\d{{3}})+|\d+)(?:\.0*)?", re.ASCII)
 _SEVERAL = re.compile(
     r"[,;|&$\n]|\\(?:text|textrm|textbf|mathrm|mbox|pm|mp|to|mapsto|cup|cap|in|infty|mid|lor|land|"
     r"lvert|rvert|\\|rightarrow|Rightarrow|implies|iff|quad|qquad|ldots|dots|cdots)(?![a-zA-Z])|"

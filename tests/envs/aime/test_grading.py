@@ -159,7 +159,9 @@ def test_thousands_may_be_separated(answer: str) -> None:
     assert boxed(answer, "1073").correct
 
 
-@pytest.mark.parametrize("answer", ["1,73", "10,73", "1073,", "1,0073", "1 073"])
+@pytest.mark.parametrize(
+    "answer", ["1,73", "10,73", "1073,", "1,0073", "1 073", "1, 073", "0,1073"]
+)
 def test_and_only_thousands(answer: str) -> None:
     assert not boxed(answer, "1073").correct
 

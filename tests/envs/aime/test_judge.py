@@ -227,6 +227,7 @@ def test_an_interrupted_question_leaves_no_answer_for_the_next(
     assert not half(148).correct
 
 
+@pytest.mark.slow
 def test_a_child_is_bounded_in_memory() -> None:
     half()
     (one,) = zygotes()
