@@ -20,7 +20,7 @@ from isentrope_envs.aime.extract import LONGEST, extract
 from isentrope_envs.aime.integers import as_integer
 
 LEVELS = (1, 2, 3, 4)
-TRAIN, HELD_OUT = 240, 40
+TRAIN, HELD_OUT = 400, 40
 """Tasks of each kind and level: in train, and in each of dev and test."""
 SLIPS = (-10, -2, -1, 1, 2, 10)
 
@@ -61,7 +61,8 @@ class AimeLike(TextEnv):
         def slip(value: int) -> int:
             if rng.random() >= noise:
                 return value
-            return max(0, value + SLIPS[rng.integers(len(SLIPS))])
+            error = SLIPS[rng.integers(len(SLIPS))]
+            return value + error if value + error >= 0 else value - error
 
         steps, answer = SOLVE[self.task.data["kind"]](self.task.data["numbers"], slip)
         return f"{steps} so \\boxed{{{answer}}}"
@@ -86,7 +87,7 @@ def _solve_sequence(numbers: Numbers, slip: Slip) -> tuple[str, int]:
 def _sequences(level: int) -> Iterator[Numbers]:
     """Term 3 to 4 of small numbers, up to term 10 to 12 of numbers of two digits."""
     lengths = {1: (3, 4), 2: (5, 6, 7), 3: (6, 7, 8), 4: (10, 11, 12)}[level]
-    firsts, steps = ((range(10), range(2, 13)), (range(10, 60), range(12, 80)))[level > 2]
+    firsts, steps = ((range(30), range(2, 13)), (range(10, 60), range(12, 80)))[level > 2]
     yield from ((a, d, n) for a in firsts for d in steps for n in lengths)
 
 
@@ -107,7 +108,7 @@ def _powers(level: int) -> Iterator[Numbers]:
     """Squares and cubes modulo one digit, up to tenth powers modulo 1000."""
     exponents = {1: (2, 3), 2: (4, 5, 6), 3: (5, 6, 7, 8), 4: range(5, 11)}[level]
     moduli = {1: range(3, 14), 2: range(3, 14), 3: range(20, 60), 4: range(950, 1001)}[level]
-    bases = {1: range(2, 18), 2: range(2, 18), 3: range(3, 13), 4: range(6, 13)}[level]
+    bases = {1: range(2, 31), 2: range(2, 31), 3: range(3, 13), 4: range(6, 13)}[level]
     yield from ((b, e, m) for b in bases for e in exponents for m in moduli)
 
 
@@ -130,9 +131,9 @@ def _solve_count(numbers: Numbers, slip: Slip) -> tuple[str, int]:
 
 
 def _counts(level: int) -> Iterator[Numbers]:
-    """Multiples of one number up to 50; of either of two, up to 60, 300 and 999."""
+    """Multiples of one number up to 80; of either of two, up to 60, 300 and 999."""
     if level == 1:
-        yield from ((n, d) for n in range(10, 51) for d in range(2, 10))
+        yield from ((n, d) for n in range(10, 81) for d in range(2, 10))
         return
     span = {2: range(20, 61), 3: range(100, 301), 4: range(500, 1000)}[level]
     largest = {2: 6, 3: 9, 4: 15}[level]
@@ -155,12 +156,16 @@ def _tasks(levels: tuple[int, ...]) -> TaskSet:
     splits: dict[str, list[Task]] = {"train": [], "dev": [], "test": []}
     for level in levels:
         for kind, numbers in NUMBERS.items():
-            tasks = [_task(kind, level, chosen) for chosen in numbers(level)]
-            tasks.sort(key=lambda task: sha256(task.id.encode()).digest())
+            tasks = sorted((_task(kind, level, n) for n in numbers(level)), key=_shuffled)
             splits["dev"] += tasks[:HELD_OUT]
             splits["test"] += tasks[HELD_OUT : 2 * HELD_OUT]
             splits["train"] += tasks[2 * HELD_OUT : 2 * HELD_OUT + TRAIN]
-    return TaskSet(splits)
+    return TaskSet({name: sorted(tasks, key=_shuffled) for name, tasks in splits.items()})
+
+
+def _shuffled(task: Task) -> bytes:
+    """Sort tasks by this for an order that says nothing about them."""
+    return sha256(task.id.encode()).digest()
 
 
 def _task(kind: str, level: int, numbers: Numbers) -> Task:

@@ -10,7 +10,7 @@ def isentrope_environments() -> list[EnvSpec]:
     return [
         EnvSpec(
             "aime",
-            "isentrope_envs.aime:Aime",
+            "isentrope_envs.aime.hosted:Aime",
             "AIME problems, graded exactly, and beside it as lm-eval does",
             splits=("train", "aime24", "aime25"),
         ),

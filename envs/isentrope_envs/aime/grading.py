@@ -44,7 +44,7 @@ class Verdict:
     minerva_exact: bool
     """Whether lm-eval's literal chain accepts the extracted answer in Minerva's own phrase, with
     its false positives (``73, 74`` for 73) and negatives (``073``). False where it takes more than
-    three quarters of a second of processor time; lm-eval gives it five of wall time."""
+    half a second of processor time; lm-eval gives it five of wall time."""
     extracted: str | None
     """The answer that was judged; None where there is none."""
     reason: Reason
@@ -60,7 +60,7 @@ def grade(response: str, reference: str, *, thinking: bool | None = None) -> Ver
     If the reference is a whole number, an answer that is one is compared exactly, in process, in
     about a millisecond, and a list or relation is wrong. Whatever else is right if lm-eval's
     `is_equiv` or math-verify accepts it, which a process that can be killed decides within
-    three quarters of a second of processor time.
+    half a second of processor time.
 
     An answer that is too long, or costs more than that, or breaks the process that judges it, is
     wrong: nothing that a policy writes keeps its episode from being learnt from. From any thread;
@@ -79,7 +79,7 @@ def grade(response: str, reference: str, *, thinking: bool | None = None) -> Ver
         return Verdict(False, False, answer[:LONGEST], Reason.TOO_LONG)
     integer = as_integer(wanted)
     if integer is None:
-        opinion = ask(_bare(answer), _bare(wanted), (answer, wanted))
+        opinion = ask(_bare(answer), _bare(wanted), (_bare(answer), wanted))
         return Verdict(opinion.by is not None, opinion.literal, answer, _why(opinion))
     found_integer = as_integer(answer)
     if found_integer is not None:
@@ -88,7 +88,7 @@ def grade(response: str, reference: str, *, thinking: bool | None = None) -> Ver
         return Verdict(same, _literally(answer, wanted), answer, reason)
     if not is_one_value(answer):
         return Verdict(False, _literally(answer, wanted), answer, Reason.SEVERAL_VALUES)
-    opinion = ask(_bare(answer), str(integer), (answer, wanted))
+    opinion = ask(_bare(answer), str(integer), (_bare(answer), wanted))
     return Verdict(opinion.by is not None, opinion.literal, answer, _why(opinion))
 
 
@@ -110,9 +110,10 @@ def _bare(text: str) -> str:
 
 def _literally(answer: str, wanted: str) -> bool:
     """Return the verdict of lm-eval's literal chain, without asking where it is plain."""
-    if _PLAIN.fullmatch(answer) and _PLAIN.fullmatch(wanted):
-        return answer == wanted
-    return ask(None, wanted, (answer, wanted)).literal
+    bare = _bare(answer)
+    if _PLAIN.fullmatch(bare) and _PLAIN.fullmatch(wanted):
+        return bare == wanted
+    return ask(None, wanted, (bare, wanted)).literal
 
 
 def _why(opinion: Opinion) -> Reason:

@@ -1,7 +1,9 @@
 """Asking whether two expressions are equal, in a process that can be killed.
 
 Symbolic algebra may take hours, or all memory, for an answer of ten characters. So each question
-goes to a child of a *zygote*, a warm process that loaded lm-eval and SymPy once (see `zygote`).
+goes to a child of a *zygote*, a warm process that loaded lm-eval and SymPy once (see `zygote`). It
+is a fork of this process where that is safe and everything is loaded, as in an environment's
+workers, which share the memory; else an interpreter of its own, which takes a second or two.
 A budget of processor time, not of wall time, decides that an answer costs too much: a busy machine
 makes nobody's answer wrong.
 """
@@ -11,13 +13,14 @@ from __future__ import annotations
 import atexit
 import os
 import select
-import subprocess
+import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import IO, Any
 
 from attrs import define, field, frozen
 
@@ -25,7 +28,7 @@ from isentrope import GraderError
 from isentrope_envs.aime import zygote
 from isentrope_envs.aime.minerva import utilities
 
-SECONDS = 0.75
+SECONDS = 0.5
 """Processor time for a question; what people write takes 0.02 to 0.1."""
 MEMORY = 512 << 20
 """Bytes for a question, above what the zygote has."""
@@ -78,29 +81,57 @@ def close() -> None:
     _pool.close()
 
 
+def preload() -> None:
+    """Load what judges need into this process, for all that will be forked from it.
+
+    Does nothing where there are threads, or lm-eval is not as it must be.
+    """
+    global _loaded
+    if _loaded is None and _is_single():
+        with suppress(Exception):  # whoever asks the judge is told
+            _loaded = zygote.load(str(utilities()))
+
+
+def _is_single() -> bool:
+    """Say whether this process has but one thread, so that a fork is the whole of it."""
+    main = threading.current_thread() is threading.main_thread()
+    return main and len(os.listdir("/proc/self/task")) == 1
+
+
 @define(eq=False)
 class _Zygote:
     """A warm process, asked one question at a time."""
 
-    process: subprocess.Popen[bytes]
+    process: int
+    questions: IO[bytes]
+    answers: IO[bytes]
 
     @classmethod
     def start(cls) -> _Zygote:
-        """Start one and wait until it is warm; raises `GraderError` where it cannot be."""
+        """Return one that is warm; raises `GraderError` where there can be none."""
         path = utilities()
-        process = subprocess.Popen(  # noqa: S603  # our own script
-            [sys.executable, "-I", str(Path(zygote.__file__))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the run alone
-        )
-        about = {"path": sys.path, "utilities": str(path), "seconds": SECONDS, "memory": MEMORY}
-        one = cls(process)
+        about = {"seconds": SECONDS, "memory": MEMORY, "patience": PATIENCE}
+        from_here, to_here = os.pipe(), os.pipe()
+        theirs = from_here[0], to_here[1]
         try:
-            said = one.ask({**about, "patience": PATIENCE}, START)
+            if _loaded is not None and _is_single():
+                process, warm = _fork(_loaded, *theirs, about), True
+            else:
+                process, warm = _spawn(*theirs), False
+        except OSError as error:
+            for number in (from_here[1], to_here[0]):
+                os.close(number)
+            raise GraderError(f"The judge's process could not be started: {error}.") from error
+        finally:
+            for number in theirs:
+                os.close(number)
+        one = cls(process, os.fdopen(from_here[1], "wb"), os.fdopen(to_here[0], "rb", buffering=0))
+        try:
+            said = (
+                {} if warm else one.ask({**about, "path": sys.path, "utilities": str(path)}, START)
+            )
             failure = said.get("failed")
-        except (OSError, ValueError) as error:
+        except OSError as error:
             failure = str(error)
         except BaseException:
             one.kill()
@@ -112,33 +143,60 @@ class _Zygote:
 
     def ask(self, question: dict[str, Any], patience: float = PATIENCE + 5) -> dict[str, Any]:
         """Return its answer; raises `OSError` where there is none."""
-        stdin, stdout = self.process.stdin, self.process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        zygote.send(stdin, question)
-        if not select.select([stdout], [], [], patience)[0]:
+        zygote.send(self.questions, question)
+        if not select.select([self.answers], [], [], patience)[0]:
             raise TimeoutError(f"it said nothing for {patience:g} s")
-        answer = zygote.receive(stdout)
+        answer = zygote.receive(self.answers)
         if not isinstance(answer, dict):
             raise ConnectionResetError("it is gone")
         return answer
 
     def alive(self) -> bool:
         """Say whether it has not ended."""
-        return self.process.poll() is None
+        return os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     def kill(self) -> None:
         """End it."""
-        self.process.kill()
+        os.kill(self.process, signal.SIGKILL)  # until it is waited for, nobody else has its number
+        os.waitpid(self.process, 0)
         self.hang_up()
-        self.process.wait()
 
     def hang_up(self) -> None:
         """Close its pipes, which ends it if nobody else has them."""
-        for stream in (self.process.stdin, self.process.stdout):
-            assert stream is not None
+        for stream in (self.questions, self.answers):
             with suppress(OSError):  # what was not sent, nobody waits for
                 stream.close()
+
+
+def _spawn(questions: int, answers: int) -> int:
+    """Start an interpreter that reads and writes these pipes; return its number."""
+    script = str(Path(zygote.__file__))
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-I", script],
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, questions, 0),
+            (os.POSIX_SPAWN_DUP2, answers, 1),
+            (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+        ],
+        setsid=True,  # Ctrl-C is for the run alone
+    )
+
+
+def _fork(minerva: ModuleType, questions: int, answers: int, about: dict[str, Any]) -> int:
+    """Fork a zygote that reads and writes these pipes; return its number."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        os.setsid()
+        os.dup2(questions, 3)
+        os.dup2(answers, 4)
+        os.closerange(5, os.sysconf("SC_OPEN_MAX"))  # the owner's, some of which must close with it
+        zygote.serve(minerva, os.fdopen(3, "rb", buffering=0), os.fdopen(4, "wb"), about)
+    finally:
+        os._exit(0)
 
 
 @define(eq=False)
@@ -170,7 +228,6 @@ class _Pool:
         """In a fork: leave the zygotes to the process that started them."""
         for one in self._idle:
             one.hang_up()
-            one.process.returncode = 0  # no child of this process
         self._idle.clear()
         self._slots = threading.Semaphore(MOST)
 
@@ -185,5 +242,6 @@ class _Pool:
 
 
 _pool = _Pool()
+_loaded: ModuleType | None = None
 atexit.register(close)
 os.register_at_fork(after_in_child=_pool.forget)

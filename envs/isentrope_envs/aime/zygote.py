@@ -1,8 +1,8 @@
 """The far side of the judge: a warm process that forks one child for each question.
 
-Standard library only, and run as a script. Frames on standard input and output are a length, 4
-bytes, big-endian, and JSON. It ends when its standard input is closed, at the latest with its
-owner, and its child ends with it.
+Standard library only, and run as a script, or in a fork of a process that has loaded what it
+needs. Frames are a length, 4 bytes, big-endian, and JSON. It ends when its questions are closed, at
+the latest with its owner, and its child ends with it.
 
 A child has a budget of processor time and memory, which the kernel enforces: lm-eval's own alarm
 stops no C code, and its normalisation runs outside of it.
@@ -61,23 +61,46 @@ def receive(stream: IO[bytes]) -> Any:
 
 def main() -> None:
     """Load lm-eval's functions from the file that the first frame names, then answer questions."""
-    logging.disable(logging.CRITICAL)
     questions, answers = os.fdopen(os.dup(0), "rb", buffering=0), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)  # nobody's print gets between the frames
     about = receive(questions)
     if about is None:
         return
     sys.path[:] = about["path"]
     try:
-        minerva = _load(about["utilities"])
-        for one, other in WARM_UP:
-            _judge(minerva, {"answer": one, "reference": other, "literal": [one, other]}, _nobody)
+        minerva = load(about["utilities"])
     except BaseException as error:  # whatever it is, the owner tells the user
         send(answers, {"failed": f"{type(error).__name__}: {error}"})
         return
     send(answers, {"ready": True})
+    serve(minerva, questions, answers, about)
+
+
+def load(path: str) -> ModuleType:
+    """Return lm-eval's functions, warm. Leaves no alarm changed, and warns nobody."""
+    spec = importlib.util.spec_from_file_location("minerva_utils", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    handler, disabled = signal.getsignal(signal.SIGALRM), logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        spec.loader.exec_module(module)
+        for one, other in WARM_UP:
+            _judge(module, {"answer": one, "reference": other, "literal": [one, other]}, _nobody)
+    finally:
+        signal.signal(signal.SIGALRM, handler)  # lm-eval's own timeout leaves another
+        logging.disable(disabled)
+    return module
+
+
+def serve(
+    minerva: ModuleType, questions: IO[bytes], answers: IO[bytes], about: dict[str, Any]
+) -> None:
+    """Answer questions until they are closed; nobody's print gets between the frames."""
+    logging.disable(logging.CRITICAL)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(nothing, number)
     room = _mapped() + about["memory"]
     while (question := receive(questions)) is not None:
         try:
@@ -85,15 +108,6 @@ def main() -> None:
         except OSError as error:  # no process, no memory: this machine's fault
             answer = {"failed": str(error)}
         send(answers, answer)
-
-
-def _load(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("minerva_utils", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _mapped() -> int:

@@ -20,7 +20,7 @@ from isentrope.workers.worker import WorkerError
 from isentrope_envs.aime import Reason, grading, minerva
 from isentrope_envs.aime.prompts import PROMPTS
 from tests.envs.aime.problems import files, problems
-from tests.sdk.test_workers import gone
+from tests.sdk.test_workers import gone, of_this_process
 
 TASK = "aime-2024-I-03"
 ANSWER = int(problems(2024)[2]["answer"])
@@ -165,7 +165,7 @@ def test_several_attempts_keep_the_contract_too(options: dict[str, str]) -> None
 
 
 async def in_worker(options: dict[str, Any], *answers: str) -> tuple[list[Any], WorkerPool]:
-    pool = WorkerPool("aime", "isentrope_envs.aime:Aime", options, WorkerConfig(count=1))
+    pool = WorkerPool("aime", "isentrope_envs.aime.hosted:Aime", options, WorkerConfig(count=1))
     worker = await pool.borrow()
     try:
         results = []
@@ -188,35 +188,24 @@ def test_a_worker_judges_under_its_limits_and_closes_its_judge(options: dict[str
 def test_nothing_is_left_of_a_worker_that_is_killed_while_it_judges(
     options: dict[str, str],
 ) -> None:
-    async def whole() -> list[int]:
-        pool = WorkerPool("aime", "isentrope_envs.aime:Aime", options, WorkerConfig(count=1))
+    async def whole() -> set[int]:
+        pool = WorkerPool("aime", "isentrope_envs.aime.hosted:Aime", options, WorkerConfig(count=1))
         worker = await pool.borrow()
         await worker.call("reset", 20.0, task=TASK, seed=0)
         await worker.call("step", 20.0, action=rf"\boxed{{\sqrt{{{ANSWER**2}}}}}")
         await worker.call("reset", 20.0, task=TASK, seed=0)
         slow = asyncio.create_task(worker.call("step", 20.0, action=r"\boxed{9^{9^{9^9}}}"))
         await asyncio.sleep(0.3)
-        found = judges()
+        found = of_this_process() - before
         await worker.kill()
         await asyncio.gather(slow, return_exceptions=True)
         await pool.close()
         return found
 
+    before = of_this_process()
     found = asyncio.run(whole())
-    assert found
+    assert 5 <= len(found)  # nursery, keeper, worker, judge and its child
     assert all(map(gone, found))
-
-
-def judges() -> list[int]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"aime/zygote.py" in command:
-            found.append(int(folder.name))
-    return found
 
 
 def test_a_judge_that_fails_is_a_grader_error_and_no_reward(options: dict[str, str]) -> None:

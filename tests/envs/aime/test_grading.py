@@ -281,6 +281,11 @@ def test_the_literal_chain_of_lm_eval_stands_beside_our_verdict(
     assert exact == boxed(answer, reference).minerva_exact
 
 
+def test_minervas_own_phrase_is_exact_as_it_is_for_lm_eval() -> None:
+    said = "Final Answer: The final answer is $73$. I hope it is correct."
+    assert grade(said, "73").minerva_exact
+
+
 @given(answer=st.integers(0, 10**30), reference=st.integers(0, 10**30))
 @example(answer=0, reference=0)
 @settings(max_examples=20)

@@ -15,6 +15,7 @@ import pytest
 
 from isentrope import GraderError
 from isentrope_envs.aime import Reason, Verdict, grade, judge, minerva
+from tests.sdk.test_workers import gone
 
 COSTLY = r"\boxed{9^{9^{9^9}}}"
 
@@ -37,14 +38,9 @@ def below(process: int) -> list[int]:
 
 
 def zygotes() -> list[int]:
-    return [one for one in below(os.getpid()) if b"zygote" in cmdline(one)]
-
-
-def cmdline(process: int) -> bytes:
-    try:
-        return Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:
-        return b""
+    """Return the processes that this one has started itself."""
+    files = Path("/proc/self/task").glob("*/children")
+    return [int(word) for file in files for word in file.read_text().split()]
 
 
 def wait_until(what: str, condition: object, seconds: float = 20.0) -> None:
@@ -54,9 +50,15 @@ def wait_until(what: str, condition: object, seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
+@pytest.fixture(autouse=True, params=["spawned", "forked"])
+def _fresh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Begin without a judge; it comes to be in one way and the other."""
     judge.close()
+    if request.param == "forked":
+        judge.preload()
+        monkeypatch.setattr(judge, "_is_single", lambda: True)  # but for threads that do nothing
+    else:
+        monkeypatch.setattr(judge, "_loaded", None)
     yield
     judge.close()
 
@@ -167,6 +169,7 @@ def test_a_missing_or_another_lm_eval_is_one_sentence(
 def test_a_file_that_is_not_lm_evals_is_a_failure_with_its_cause(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(judge, "_loaded", None)
     (tmp_path / "utils.py").write_text("raise RuntimeError('not me')")
     monkeypatch.setattr(judge, "utilities", lambda: tmp_path / "utils.py")
     with pytest.raises(GraderError, match="could not be started: RuntimeError: not me"):
@@ -191,7 +194,7 @@ def test_nothing_is_left_of_an_owner_that_is_killed() -> None:
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    wait_until("their end", lambda: not any(b"zygote" in cmdline(one) for one in descendants))
+    assert all(map(gone, descendants))
 
 
 def test_a_fork_has_a_judge_of_its_own_and_leaves_its_parents_alone() -> None:
