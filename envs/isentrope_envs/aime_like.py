@@ -87,7 +87,7 @@ def _solve_sequence(numbers: Numbers, slip: Slip) -> tuple[str, int]:
 def _sequences(level: int) -> Iterator[Numbers]:
     """Term 3 to 4 of small numbers, up to term 10 to 12 of numbers of two digits."""
     lengths = {1: (3, 4), 2: (5, 6, 7), 3: (6, 7, 8), 4: (10, 11, 12)}[level]
-    firsts, steps = ((range(30), range(2, 13)), (range(10, 60), range(12, 80)))[level > 2]
+    firsts, steps = ((range(40), range(2, 10)), (range(10, 60), range(12, 80)))[level > 2]
     yield from ((a, d, n) for a in firsts for d in steps for n in lengths)
 
 
@@ -105,10 +105,10 @@ def _solve_power(numbers: Numbers, slip: Slip) -> tuple[str, int]:
 
 
 def _powers(level: int) -> Iterator[Numbers]:
-    """Squares and cubes modulo one digit, up to tenth powers modulo 1000."""
-    exponents = {1: (2, 3), 2: (4, 5, 6), 3: (5, 6, 7, 8), 4: range(5, 11)}[level]
-    moduli = {1: range(3, 14), 2: range(3, 14), 3: range(20, 60), 4: range(950, 1001)}[level]
-    bases = {1: range(2, 31), 2: range(2, 31), 3: range(3, 13), 4: range(6, 13)}[level]
+    """Powers up to the fourth modulo one digit, up to tenth powers modulo 1000."""
+    exponents = {1: (2, 3, 4), 2: (5, 6, 7), 3: (5, 6, 7, 8), 4: range(5, 11)}[level]
+    moduli = {1: range(3, 10), 2: range(3, 14), 3: range(20, 60), 4: range(950, 1001)}[level]
+    bases = {1: range(2, 13), 2: range(2, 31), 3: range(3, 13), 4: range(6, 13)}[level]
     yield from ((b, e, m) for b in bases for e in exponents for m in moduli)
 
 
@@ -131,9 +131,9 @@ def _solve_count(numbers: Numbers, slip: Slip) -> tuple[str, int]:
 
 
 def _counts(level: int) -> Iterator[Numbers]:
-    """Multiples of one number up to 80; of either of two, up to 60, 300 and 999."""
+    """Multiples of one number up to 70; of either of two, up to 60, 300 and 999."""
     if level == 1:
-        yield from ((n, d) for n in range(10, 81) for d in range(2, 10))
+        yield from ((n, d) for n in range(10, 71) for d in range(2, 7))
         return
     span = {2: range(20, 61), 3: range(100, 301), 4: range(500, 1000)}[level]
     largest = {2: 6, 3: 9, 4: 15}[level]

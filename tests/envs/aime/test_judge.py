@@ -55,8 +55,9 @@ def _fresh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     """Begin without a judge; it comes to be in one way and the other."""
     judge.close()
     if request.param == "forked":
-        judge.preload()
         monkeypatch.setattr(judge, "_is_single", lambda: True)  # but for threads that do nothing
+        judge.preload()
+        assert judge._loaded is not None
     else:
         monkeypatch.setattr(judge, "_loaded", None)
     yield
@@ -178,15 +179,19 @@ def test_a_file_that_is_not_lm_evals_is_a_failure_with_its_cause(
 
 OWNER = """
 import sys, threading
-from isentrope_envs.aime import grade
+from isentrope_envs.aime import grade, judge
+if sys.argv[1] == "forked":
+    judge.preload()
 grade(r"\\boxed{\\frac{4}{2}}", "2")
 threading.Thread(target=lambda: [grade(r"\\boxed{9^{9^{9^9}}}", "2") for _ in range(99)]).start()
 print("ready", flush=True)
 """
 
 
-def test_nothing_is_left_of_an_owner_that_is_killed() -> None:
-    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("start", ["spawned", "forked"])
+def test_nothing_is_left_of_an_owner_that_is_killed(start: str) -> None:
+    command = [sys.executable, "-c", OWNER, start]
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     assert "ready\n" == owner.stdout.readline()
     wait_until("a child at work", lambda: len(below(owner.pid)) >= 2)
