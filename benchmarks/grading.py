@@ -117,7 +117,7 @@ async def _from_workers(count: int) -> dict[str, Any]:
         options = {"train": str(path), "aime24": "", "aime25": ""}
         limits = WorkerConfig(count=count)
         pool = WorkerPool("aime", "isentrope_envs.aime.hosted:Aime", options, limits)
-        workers = [await pool.borrow() for _ in range(count)]
+        workers = [await pool.borrow() for _ in range(count)]  # which is not measured
         (task,) = pool.about["tasks"]["train"]
 
         def of(worker: Any) -> Callable[[str], Awaitable[str]]:

@@ -37,7 +37,7 @@ PATIENCE = 20.0
 with others, is nobody to blame: `GraderError`."""
 START = 60.0
 """Seconds of wall time for a zygote to be warm."""
-MOST = max(1, min(4, os.cpu_count() or 1))
+MOST = max(1, min(8, os.cpu_count() or 1))
 """Zygotes of one process; more threads than that wait."""
 
 

@@ -50,7 +50,10 @@ def wait_until(what: str, condition: object, seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(autouse=True, params=["spawned", "forked"])
+SPAWNED = pytest.param("spawned", marks=pytest.mark.slow)  # each starts an interpreter
+
+
+@pytest.fixture(autouse=True, params=[SPAWNED, "forked"])
 def _fresh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Begin without a judge; it comes to be in one way and the other."""
     judge.close()
@@ -188,7 +191,7 @@ print("ready", flush=True)
 """
 
 
-@pytest.mark.parametrize("start", ["spawned", "forked"])
+@pytest.mark.parametrize("start", [SPAWNED, "forked"])
 def test_nothing_is_left_of_an_owner_that_is_killed(start: str) -> None:
     command = [sys.executable, "-c", OWNER, start]
     owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
