@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from isentrope.testing import check_env
 from isentrope_envs.aime_like import LEVELS
 
 ALL = {
-    "train": (4607, "4cfa1f0196d43cee"),
-    "dev": (480, "5eff02ebdb386e9b"),
-    "test": (480, "4318f434bfe649ea"),
+    "train": (4183, "2061d4514ecdee5d"),
+    "dev": (480, "6356107f7aa828b8"),
+    "test": (480, "fa0d82a4afa19c7d"),
 }
 
 
@@ -116,3 +117,26 @@ def test_only_four_levels_exist(level: object) -> None:
 
 def test_it_keeps_its_contract() -> None:
     check_env("aime-like", deadline=None, level="all").raise_for_failures()
+
+
+@pytest.mark.slow
+def test_a_tiny_policy_learns_the_first_level_and_finds_the_second_harder(tmp_path: Path) -> None:
+    model = {"id": "tiny-qwen3", "warmup_steps": 900, "warmup_noise": 0.4, "warmup_batch": 64}
+    run = isentrope.train(
+        {
+            "env": {"id": "aime-like", "level": 1},
+            "algorithm": {"recipe": "grpo", "epochs": 1},
+            "model": model,
+            "rollout": {"tasks": 16, "group": 8, "max_tokens": 48},
+            "learner": {"lr": 5e-4},
+            "iterations": 40,
+            "out": str(tmp_path / "run"),
+        }
+    )
+    rewards = [row["reward"] for row in run.metrics]
+    assert np.mean(rewards[:8]) + 0.05 < np.mean(rewards[-8:])
+    easy, hard = (
+        isentrope.evaluate(run, {"id": "aime-like", "level": level}, split="test", k=4, tasks=40)
+        for level in (1, 2)
+    )
+    assert hard.pass_at[1] + 0.1 < easy.pass_at[1] < easy.pass_at[4]
