@@ -30,7 +30,7 @@ _FONT = re.compile(
     r"\s*\{(.*)\}",
     re.DOTALL,
 )
-_LEADING = re.compile(rf"^(?:{_SPACES}(?:\\displaystyle|\\textstyle|\\bf|\\rm|\\\$))+|^{_SPACES}")
+_LEADING = re.compile(rf"^(?:{_SPACES}(?:\\displaystyle|\\textstyle|\\bf|\\rm))+|^{_SPACES}")
 _WORDS = r"\\(?:text|textrm|textnormal|textit|textbf|mathrm|mbox)\s*\{[^{}\d]*\}"
 _TRAILING = re.compile(
     rf"(?:{_SPACES}(?:{_WORDS}|\^\s*\\circ|\^\s*\{{\s*\\circ\s*\}}|°|\\degree|\\?%|\b(?:{UNITS})\b)"
@@ -69,7 +69,9 @@ def is_one_value(text: str) -> bool:
 
 def _core(text: str) -> str:
     """Take off what does not change a number, until nothing comes off."""
-    text = text.replace("\N{MINUS SIGN}", "-").strip()
+    text = text.replace("\N{MINUS SIGN}", "-").replace("\\$", "").strip()
+    if text.count("$") == 1:  # the other one was cut off
+        text = text.replace("$", "").strip()
     before = None
     while text != before:
         before = text

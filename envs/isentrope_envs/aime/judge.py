@@ -87,8 +87,8 @@ def preload() -> None:
     Does nothing where there are threads, or lm-eval is not as it must be.
     """
     global _loaded
-    if _loaded is None and _is_single():
-        with suppress(Exception):  # whoever asks the judge is told
+    with suppress(Exception):  # whoever asks the judge is told
+        if _loaded is None and _is_single():
             _loaded = zygote.load(str(utilities()))
 
 
@@ -191,10 +191,12 @@ def _fork(minerva: ModuleType, questions: int, answers: int, about: dict[str, An
         return process
     try:
         os.setsid()
-        os.dup2(questions, 3)
-        os.dup2(answers, 4)
-        os.closerange(5, os.sysconf("SC_OPEN_MAX"))  # the owner's, some of which must close with it
-        zygote.serve(minerva, os.fdopen(3, "rb", buffering=0), os.fdopen(4, "wb"), about)
+        first, second = sorted((questions, answers))  # the owner's others must close with it
+        for low, high in ((3, first), (first + 1, second), (second + 1, os.sysconf("SC_OPEN_MAX"))):
+            os.closerange(low, high)
+        zygote.serve(
+            minerva, os.fdopen(questions, "rb", buffering=0), os.fdopen(answers, "wb"), about
+        )
     finally:
         os._exit(0)
 
