@@ -39,8 +39,9 @@ WARM_UP = (
 )
 """Compared once, so that grammars and caches are there before a fork."""
 PR_SET_PDEATHSIG = 1
-SPENT = (signal.SIGPROF, signal.SIGXCPU, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
-"""How a child ends that an answer was too much for: its time, its memory, or its stack."""
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""How a child ends that somebody else ended, the kernel where memory ran out, say. By any other
+signal it ended itself: an answer was too much for its time, memory, stack or algebra."""
 
 
 def send(stream: IO[bytes], message: dict[str, Any]) -> None:
@@ -144,7 +145,7 @@ def _ask(
     used = usage.ru_utime + usage.ru_stime
     if late:
         answer["failed"] = f"no verdict in {about['patience']:g} s, of which it had {used:.2g} s"
-    elif os.WIFSIGNALED(status) and os.WTERMSIG(status) not in SPENT:
+    elif os.WIFSIGNALED(status) and os.WTERMSIG(status) in FROM_OUTSIDE:
         answer["failed"] = f"something ended it by signal {os.WTERMSIG(status)}"
     else:
         answer["spent"] = status != 0
@@ -222,10 +223,15 @@ def _reads_whole(minerva: ModuleType, text: str) -> bool:
 
 
 def _verifies(minerva: ModuleType, answer: str, reference: str) -> bool:
-    gold, target = (
-        minerva.parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (reference, answer)
-    )
-    return bool(minerva.verify(gold, target, timeout_seconds=None))
+    """Say whether math-verify accepts an answer; its own limits of time are off, for ours."""
+    boxes = (f"\\boxed{{{text}}}" for text in (reference, answer))
+    try:
+        gold, target = (minerva.parse(box, parsing_timeout=None) for box in boxes)
+        return bool(minerva.verify(gold, target, timeout_seconds=None))
+    except MemoryError:
+        raise
+    except Exception:  # whatever it cannot read, it does not accept
+        return False
 
 
 if __name__ == "__main__":
