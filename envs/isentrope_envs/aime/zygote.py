@@ -83,6 +83,7 @@ def load(path: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     handler, disabled = signal.getsignal(signal.SIGALRM), logging.root.manager.disable
+    alarm = signal.setitimer(signal.ITIMER_REAL, 0)
     logging.disable(logging.CRITICAL)
     try:
         spec.loader.exec_module(module)
@@ -90,6 +91,7 @@ def load(path: str) -> ModuleType:
             _judge(module, {"answer": one, "reference": other, "literal": [one, other]}, _nobody)
     finally:
         signal.signal(signal.SIGALRM, handler)  # lm-eval's own timeout leaves another
+        signal.setitimer(signal.ITIMER_REAL, *alarm)
         logging.disable(disabled)
     return module
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from isentrope import GraderError
-from isentrope_envs.aime import Reason, Verdict, grade, judge, minerva
+from isentrope_envs.aime import Reason, Verdict, grade, judge, minerva, zygote
 from tests.sdk.test_workers import gone
 
 COSTLY = r"\boxed{9^{9^{9^9}}}"
@@ -178,6 +179,21 @@ def test_a_file_that_is_not_lm_evals_is_a_failure_with_its_cause(
     monkeypatch.setattr(judge, "utilities", lambda: tmp_path / "utils.py")
     with pytest.raises(GraderError, match="could not be started: RuntimeError: not me"):
         half()
+
+
+def test_loading_leaves_alarms_and_logging_as_they_were() -> None:
+    before = signal.signal(signal.SIGALRM, (handler := lambda *_: None))
+    signal.setitimer(signal.ITIMER_REAL, 1000.0, 7.0)
+    try:
+        zygote.load(str(minerva.utilities()))
+        assert handler is signal.getsignal(signal.SIGALRM)
+        left, interval = signal.getitimer(signal.ITIMER_REAL)
+        assert 900 < left <= 1000
+        assert 7.0 == interval
+        assert logging.getLogger("anyone").isEnabledFor(logging.ERROR)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 OWNER = """
