@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 from attrs import frozen
 
 from isentrope import ConfigError
@@ -61,12 +64,15 @@ def read(source: str, split: str) -> list[Row]:
     Raises `ConfigError` where they cannot be had, or have no problems or answers.
     """
     path = Path(source).expanduser()
-    if path.suffix in (".jsonl", ".json", ".parquet"):
-        if not path.is_file():
-            raise ConfigError(f"{split}: there is no file {path}.")
-        table = _read_file(path)
+    if path.suffix in (".jsonl", ".json", ".parquet") and not path.is_file():
+        raise ConfigError(f"{split}: there is no file {path}.")
+    if path.suffix in (".jsonl", ".json"):
+        table = _read_json(path)
+    elif path.suffix == ".parquet":
+        table = _kept(source, path, lambda: _read_parquet(path))
     else:
-        table = _read_dataset(source if not path.is_dir() else str(path), split)
+        name = str(path) if path.is_dir() else source
+        table = _kept(source, path, lambda: _read_dataset(name, split))
     rows = [_row(row, source) for row in table]
     if not rows:
         raise ConfigError(f"{split}: {source} has no rows.")
@@ -90,18 +96,49 @@ def _row(columns: Mapping[str, Any], source: str) -> Row:
     return Row(found[0], found[1], lower)
 
 
-def _read_file(path: Path) -> list[dict[str, Any]]:
-    try:
-        if path.suffix == ".parquet":
-            from pyarrow import parquet
+def _kept(source: str, path: Path, read: Callable[[], list[Any]]) -> list[Any]:
+    """Return rows that were read before from the user's cache, as JSON; read them otherwise.
 
-            return list(parquet.read_table(path).to_pylist())
+    What reads them takes 100 MB and starts threads, in each of an environment's workers, whose
+    judges then could not be forks. Other files of the same name are other rows.
+    """
+    files = sorted(f for f in (path, *path.rglob("*")) if f.is_file())
+    stamp = [source, *([str(f.resolve()), f.stat().st_mtime_ns, f.stat().st_size] for f in files)]
+    given = os.environ.get("ISENTROPE_CACHE")
+    folder = Path(given) if given else Path(platformdirs.user_cache_dir("isentrope"))
+    kept = folder / f"aime-{sha256(json.dumps(stamp).encode()).hexdigest()[:20]}.jsonl"
+    if kept.is_file():
+        return _read_json(kept)
+    rows = read()
+    draft = kept.with_suffix(f".{os.getpid()}")
+    with suppress(OSError):  # nowhere to keep them
+        folder.mkdir(parents=True, exist_ok=True)
+        draft.write_text("".join(json.dumps(r, default=str) + "\n" for r in rows), "utf-8")
+        draft.replace(kept)  # whole, or not at all
+    return rows
+
+
+def _read_parquet(path: Path) -> list[Any]:
+    try:
+        from pyarrow import parquet
+
+        return list(parquet.read_table(path).to_pylist())
+    except Exception as error:  # whatever a reader of a broken file raises
+        raise _unreadable(path, error) from error
+
+
+def _read_json(path: Path) -> list[Any]:
+    try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             return list(json.loads(text))
         return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except Exception as error:  # whatever a reader of a broken file raises
-        raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}")
 
 
 def _read_dataset(source: str, split: str) -> list[dict[str, Any]]:

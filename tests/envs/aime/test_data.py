@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -147,6 +149,28 @@ def test_a_broken_file_says_where_and_why(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("{")
     with pytest.raises(ConfigError, match=r"x\.jsonl cannot be read: JSONDecodeError"):
         read(str(tmp_path / "x.jsonl"), "train")
+
+
+AGAIN = """
+import os, sys
+from isentrope_envs.aime.rows import read
+print(len(read(sys.argv[1], "train")), "pyarrow" in sys.modules, len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.parametrize("save", [as_parquet, as_dataset])
+def test_what_was_read_once_is_kept_for_the_workers_until_it_changes(
+    save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISENTROPE_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    source = save(tmp_path, problems(1999, 5))
+    first = read(source, "train")
+    done = subprocess.run([sys.executable, "-c", AGAIN, source], capture_output=True, text=True)
+    assert ["5", "False", "1"] == done.stdout.split(), done.stderr
+    assert [(r.id, r.problem) for r in first] == [(r.id, r.problem) for r in read(source, "train")]
+    save(tmp_path, problems(1998, 6))
+    assert 6 == len(read(source, "train"))
 
 
 # ---------------------------------------------------------------- splits
