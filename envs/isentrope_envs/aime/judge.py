@@ -16,6 +16,7 @@ import select
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -202,16 +203,50 @@ def _fork(minerva: ModuleType, questions: int, answers: int, about: dict[str, An
 
 
 @define(eq=False)
+class _Line:
+    """Lets so many threads in at a time, first come, first served; a semaphore is not as fair."""
+
+    _free: int
+    _waiting: deque[threading.Event] = field(factory=deque)
+    _lock: threading.Lock = field(factory=threading.Lock)
+
+    def __enter__(self) -> None:
+        turn = threading.Event()
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            self._waiting.append(turn)
+        try:
+            turn.wait()
+        except BaseException:  # an interrupt: nobody is to wait for who is gone
+            with self._lock:
+                called = turn not in self._waiting
+                if not called:
+                    self._waiting.remove(turn)
+            if called:
+                self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._free += 1
+
+
+@define(eq=False)
 class _Pool:
     """The zygotes of this process, lent to one thread each."""
 
     _idle: list[_Zygote] = field(factory=list)
-    _slots: threading.Semaphore = field(factory=lambda: threading.Semaphore(MOST))
+    _line: _Line = field(factory=lambda: _Line(MOST))
 
     @contextmanager
     def lent(self) -> Iterator[_Zygote]:
         """Lend one, started if none is idle; after an error it is killed."""
-        with self._slots:
+        with self._line:
             one = self._take() or _Zygote.start()
             try:
                 yield one
@@ -231,7 +266,7 @@ class _Pool:
         for one in self._idle:
             one.hang_up()
         self._idle.clear()
-        self._slots = threading.Semaphore(MOST)
+        self._line = _Line(MOST)
 
     def _take(self) -> _Zygote | None:
         while self._idle:
