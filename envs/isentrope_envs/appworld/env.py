@@ -23,6 +23,7 @@ from isentrope_envs.appworld.world import LocalWorld, warm_up
 
 SPLITS = ("train", "dev", "test_normal", "test_challenge")
 LEVELS = (1, 2, 3)
+GIVE_UP = "apis.supervisor.complete_task(answer=0)"
 PLACE = Place.of_interpreter()
 
 warm_up(PLACE)
@@ -60,15 +61,13 @@ class AppWorld(AppWorldEnv):
     def demonstrate(self, rng: np.random.Generator, noise: float = 0.0) -> str | None:
         """Do what our tiny world's solution does next; real tasks have none.
 
-        With probability `noise` do another of its turns instead.
+        With probability `noise` give up with an answer that is wrong.
         """
         cells = _solution(self.task.id)
         if cells is None:
             return None
-        place = min(self._turn, len(cells) - 1)
-        if rng.random() < noise:
-            place = int(rng.integers(len(cells)))
-        return f"```python\n{cells[place]}\n```"
+        code = GIVE_UP if rng.random() < noise else cells[min(self._turn, len(cells) - 1)]
+        return f"```python\n{code}\n```"
 
 
 def _folder(path: str) -> Path:
