@@ -250,6 +250,21 @@ def test_with_isolation_by_episode_none_does() -> None:
     assert (2, 0) == (pool.started, pool.killed)
 
 
+def test_a_worker_is_replaced_after_its_number_of_episodes() -> None:
+    async def five(pool: WorkerPool) -> list[str]:
+        found = []
+        for _ in range(5):
+            worker = await begin(pool)
+            found.append((await act(pool, worker, "pid"))[0])
+            await pool.give_back(worker, clean=True)
+        return found
+
+    pool = WorkerPool("rogue", ROGUE, {}, WorkerConfig(), episodes=2)
+    one, two, three, four, five_ = use(five, pool)
+    assert one == two != three == four != five_
+    assert (3, 0) == (pool.started, pool.killed)
+
+
 def test_an_episode_starts_the_same_whatever_was_drawn_before() -> None:
     async def several(pool: WorkerPool) -> list[str]:
         one, other = await begin(pool), await begin(pool)

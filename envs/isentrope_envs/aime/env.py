@@ -85,7 +85,8 @@ class Aime(TextEnv):
             "attempts": float(self._made),
             **{reason.value: float(reason is verdict.reason) for reason in Reason},
         }
-        info = {"success": verdict.correct, "metrics": metrics}
+        report = f"{verdict.reason}: {verdict.extracted!r} for {answer}"
+        info = {"success": verdict.correct, "metrics": metrics, "report": report}
         return "", float(verdict.correct), True, False, info
 
     def close(self) -> None:

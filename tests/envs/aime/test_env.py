@@ -68,6 +68,7 @@ def test_the_right_number_earns_1_and_all_else_0_with_its_reason(
     assert (reward == 1.0) == info["success"]
     assert [reason] == [r for r in Reason if info["metrics"][r.value]]
     assert 1.0 == info["metrics"]["attempts"]
+    assert info["report"].startswith(f"{reason}: ")
 
 
 @pytest.mark.parametrize(("answer", "exact"), [("{0}", 1.0), ("0{0}", 0.0), ("{0}, 1", 1.0)])
