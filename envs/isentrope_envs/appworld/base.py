@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, Protocol
 
-from isentrope import Cell, NotebookEnv, NotebookLimits
+from isentrope import Cell, ConfigError, NotebookEnv, NotebookLimits
 from isentrope_envs.appworld import prompts, rewards
 
 OUTPUT = 12_000
@@ -47,8 +47,8 @@ class AppWorldEnv(NotebookEnv):
     """An episode ends when the policy calls ``complete_task``.
 
     preset: how the policy is spoken to (`prompts.PRESETS`). reward: of `rewards.REWARDS`. turns: a
-    limit of its own, at which what was done is judged all the same, as LOOP does; without, limits
-    are the run's, and an episode that hits one earns nothing. seconds, memory_mib: for the code of
+    limit of its own, at which what was done is judged all the same; None: the preset's, 40 of
+    ``loop`` and none of the others. An episode that hits a limit of the run earns nothing. seconds, memory_mib: for the code of
     a turn. output: characters of it that the policy is shown. unprotected: run even where the
     machine cannot shut files and network off.
 
@@ -74,7 +74,9 @@ class AppWorldEnv(NotebookEnv):
         self.limits = NotebookLimits(
             seconds=seconds, memory_mib=memory_mib, output=output, unprotected=unprotected
         )
-        self._turns, self._turn = turns, 0
+        if turns is not None and (not isinstance(turns, int) or turns < 1):
+            raise ConfigError(f"turns must be a whole number, at least 1; got {turns!r}.")
+        self._turns, self._turn = turns or self._preset.turns, 0
 
     @abstractmethod
     def open_world(self) -> World:

@@ -71,6 +71,8 @@ class Preset:
     """The system's message; empty: none, and no example."""
     reminder: str = ""
     """What is added to every output."""
+    turns: int | None = None
+    """How many there are, after which what was done is judged; None: the run's limits are all."""
 
     def opening(self, task: Mapping[str, Any]) -> list[dict[str, str]]:
         """Return the first messages. task: instruction, date, and the supervisor's four fields."""
@@ -93,7 +95,7 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "appworld": Preset(FIRST_BLOCK, RULES),
-    "loop": Preset(ALL_BLOCKS, RULES, REMINDER),
+    "loop": Preset(ALL_BLOCKS, RULES, REMINDER, turns=40),
     "short": Preset(ALL_BLOCKS),
 }
 

@@ -81,6 +81,7 @@ def test_loop_says_the_task_again_and_runs_every_block() -> None:
         "7", TASK
     )
     assert "Output:\n```\n7\n```" == appworld.answer("7", TASK)
+    assert (40, None) == (loop.turns, appworld.turns)
     assert (["a", "b"], ["a"]) == (loop.blocks.parse(two), appworld.blocks.parse(two))
 
 

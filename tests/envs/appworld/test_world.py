@@ -282,6 +282,7 @@ def test_a_turn_limit_of_its_own_judges_what_was_done(appworld: Path, task: str)
     [
         ({"preset": "looop"}, r"preset must be one of \['appworld', 'loop', 'short'\]"),
         ({"reward": "most"}, r"reward must be one of \['fraction', 'gated', 'success'\]"),
+        ({"turns": 0}, r"turns must be a whole number, at least 1; got 0"),
         ({"difficulties": [4]}, r"difficulties must be a list of \[1, 2, 3\]; got \[4\]"),
     ],
 )
