@@ -48,9 +48,9 @@ class AppWorldEnv(NotebookEnv):
 
     preset: how the policy is spoken to (`prompts.PRESETS`). reward: of `rewards.REWARDS`. turns: a
     limit of its own, at which what was done is judged all the same; None: the preset's, 40 of
-    ``loop`` and none of the others. An episode that hits a limit of the run earns nothing. seconds, memory_mib: for the code of
-    a turn. output: characters of it that the policy is shown. unprotected: run even where the
-    machine cannot shut files and network off.
+    ``loop`` and none of the others. An episode that hits a limit of the run earns nothing. seconds,
+    memory_mib: for the code of a turn. output: characters of it that the policy is shown.
+    unprotected: run even where the machine cannot shut files and network off.
 
     Success is the engine's verdict on the databases, and never that the task was called complete.
     Metrics at the end: tests, passes, difficulty, turns, failed_cells.
