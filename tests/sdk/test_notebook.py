@@ -312,6 +312,21 @@ def test_what_is_not_its_own_cannot_be_changed(notebook: Notebook, tmp_path: Pat
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "lib.prlimit(os.getppid(), 7, (ctypes.c_ulong * 2)(0, 0), None)",
+        "lib.setpriority(0, os.getppid(), 19)",
+        "lib.kill(os.getppid(), 9)",
+    ],
+)
+def test_no_other_process_is_limited_slowed_or_killed(notebook: Notebook, call: str) -> None:
+    code = f"import ctypes, os; lib = ctypes.CDLL(None); {call}"
+    assert "-1" == notebook.run(code).output.strip()
+    own = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (99, 99)); print('fine')"
+    assert "fine" == notebook.run(own).output.strip()
+
+
 def test_shared_memory_counts_too(notebook: Notebook) -> None:
     code = "import mmap; m = mmap.mmap(-1, 4 << 30)"
     assert not notebook.run(code).ran

@@ -24,12 +24,16 @@ class FarClient:
     """Sends requests to the world's process, as the engine's own client would answer them."""
 
     def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+        self._channel, self._number = channel, 0
 
     def __getattr__(self, method: str) -> Any:
         def call(url: str, **data: Any) -> FarResponse:
-            self._channel.send({"method": method, "url": url, "data": data})
-            return FarResponse(self._channel.receive())
+            self._number += 1
+            number = self._number
+            self._channel.send({"method": method, "url": url, "data": data, "number": number})
+            while (answer := self._channel.receive()).get("number") != number:
+                pass  # one that the engine's own deadline interrupted
+            return FarResponse(answer)
 
         return call
 
@@ -59,7 +63,8 @@ def live(world: Any, channel: Channel, about: dict[str, Any]) -> None:
     channel.send({"held": held})
     own = whose()
     while True:
-        code = channel.receive()["code"]
+        if (code := channel.receive().get("code")) is None:
+            continue  # the answer to a request that was interrupted
         output = world.execute(code)
         if whose() != own:  # a fork of the code's, which comes out here
             leave(1)

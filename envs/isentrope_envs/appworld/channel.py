@@ -27,7 +27,7 @@ class Channel:
     """One end of a pair."""
 
     def __init__(self, end: socket.socket) -> None:
-        self._socket = end
+        self._socket, self._found = end, bytearray()
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
@@ -51,10 +51,20 @@ class Channel:
         Raises `TimeoutError`, another `OSError` where the other end is gone, and `ValueError` where
         it is no frame.
         """
-        (size,) = struct.unpack(">I", self._exactly(4, until))
-        if size > LARGEST:
-            raise ValueError(f"a frame of {size} bytes")
-        message = json.loads(self._exactly(size, until))
+        size = 4
+        while len(self._found) < size:
+            self._socket.settimeout(_left(until))
+            part = self._socket.recv(1 << 16)
+            if not part:
+                raise ConnectionResetError("the other end is closed")
+            self._found += part  # and stays there if somebody interrupts
+            if len(self._found) >= 4:
+                size = 4 + struct.unpack_from(">I", self._found)[0]
+                if size > LARGEST:
+                    raise ValueError(f"a frame of {size} bytes")
+        text = bytes(self._found[4:size])
+        del self._found[:size]
+        message = json.loads(text)
         if not isinstance(message, dict):
             raise ValueError("no object")
         return message
@@ -62,16 +72,6 @@ class Channel:
     def close(self) -> None:
         """Close this end."""
         self._socket.close()
-
-    def _exactly(self, size: int, until: float | None) -> bytes:
-        found = bytearray()
-        while len(found) < size:
-            self._socket.settimeout(_left(until))
-            part = self._socket.recv(min(size - len(found), 1 << 16))
-            if not part:
-                raise ConnectionResetError("the other end is closed")
-            found += part
-        return bytes(found)
 
 
 def _left(until: float | None) -> float | None:

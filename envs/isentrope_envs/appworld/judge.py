@@ -20,7 +20,7 @@ from appworld.evaluator import evaluate_task
 from isentrope import GraderError
 from isentrope_envs.appworld.channel import Channel, leave, now
 
-SECONDS = 60.0
+SECONDS = 20.0
 """For a verdict."""
 PR_SET_PDEATHSIG = 1
 
@@ -31,7 +31,7 @@ class Judge:
     def __init__(self, root: Path) -> None:
         """Fork it; `root` is the engine's root with the ground truth."""
         self._root = root
-        self._process, self._channel = self._fork()
+        self.process, self._channel = self._fork()
 
     def verdict(self, task: str, outputs: Path) -> dict[str, Any]:
         """Return the engine's verdict on the databases saved under `outputs`.
@@ -46,7 +46,7 @@ class Judge:
             answer = self._channel.receive(until)
         except (OSError, ValueError) as error:
             self.close()
-            self._process, self._channel = self._fork()
+            self.process, self._channel = self._fork()
             answer = {"error": str(error) or "it took too long"}
         if "error" in answer:
             raise GraderError(f"AppWorld's evaluation of {task}: {answer['error']}")
@@ -57,9 +57,9 @@ class Judge:
         """End it."""
         self._channel.close()
         with suppress(OSError):
-            os.kill(self._process, signal.SIGKILL)
+            os.kill(self.process, signal.SIGKILL)
         with suppress(ChildProcessError):
-            os.waitpid(self._process, 0)
+            os.waitpid(self.process, 0)
 
     def _fork(self) -> tuple[int, Channel]:
         ours, theirs = Channel.pair()

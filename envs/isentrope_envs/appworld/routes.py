@@ -15,6 +15,9 @@ from urllib.parse import unquote
 METHODS = ("get", "post", "put", "patch", "delete")
 FIELDS = ("params", "json", "data", "headers")
 REFUSED = {"status": 404, "text": json.dumps({"message": "There is no such API."})}
+UNSAYABLE = {"status": 422, "text": json.dumps({"message": "This is too long, or is no JSON."})}
+LARGEST = 1 << 16
+"""Characters of a request: the world's process keeps what it writes."""
 
 
 class Routes:
@@ -35,9 +38,31 @@ class Routes:
         if not isinstance(method, str) or not isinstance(url, str) or not isinstance(data, dict):
             return False
         path = unquote(url.partition("?")[0]).lstrip("/")
-        if method not in METHODS or "/." in path or not set(data) <= set(FIELDS):
+        if method not in METHODS or not set(data) <= set(FIELDS):
+            return False
+        if "%" in path or "/." in path:  # what is unquoted twice may be another path
+            return False
+        if not _is_plain(data.get("headers")):
             return False
         return self._patterns[method].fullmatch(path) is not None
+
+
+def _is_plain(headers: Any) -> bool:
+    """Say whether headers are what the engine's own client sends: at most who is logged in."""
+    if headers is None:
+        return True
+    return isinstance(headers, dict) and all(
+        name == "Authorization" and isinstance(value, str) for name, value in headers.items()
+    )
+
+
+def is_sayable(url: str, data: dict[str, Any]) -> bool:
+    """Say whether a request is of numbers and characters that there are, and not of too many."""
+    try:
+        text = json.dumps([url, data], allow_nan=False, ensure_ascii=False)
+        return len(text) <= LARGEST and bool(text.encode())
+    except (ValueError, RecursionError):  # not a number, infinite; half a character
+        return False
 
 
 def _pattern(path: str) -> str:

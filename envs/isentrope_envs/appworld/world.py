@@ -12,6 +12,7 @@ for processes that do nothing else.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -29,7 +30,7 @@ from isentrope_envs.appworld import agent
 from isentrope_envs.appworld.channel import Channel, leave, now
 from isentrope_envs.appworld.judge import Judge
 from isentrope_envs.appworld.place import Place
-from isentrope_envs.appworld.routes import REFUSED, Routes
+from isentrope_envs.appworld.routes import REFUSED, UNSAYABLE, Routes, is_sayable
 
 SUPERVISOR = ("first_name", "last_name", "email", "phone_number")
 REQUESTS = 1000
@@ -38,6 +39,11 @@ LONGEST_CELL = 1 << 20
 """Characters of a cell's output that leave the agent's process."""
 MARGIN = 2.0
 """Seconds that the engine has to end a cell by itself, before its process is killed."""
+HOME = "home-"
+"""How the folders of agents begin."""
+ORPHANS = 2.0
+"""Seconds to go on killing what an agent has left."""
+PR_SET_CHILD_SUBREAPER = 36
 START = 60.0
 """Seconds for an agent's process to shut itself in."""
 
@@ -64,6 +70,7 @@ class LocalWorld:
             timeout_seconds=max(1, int(limits.seconds)),
             max_interactions=10**9,  # turns are counted by us: the engine leaves some out
         )
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.failed = 0
         """Cells that raised, or ended their process."""
         self._agent: tuple[int, Channel] | None = None
@@ -97,16 +104,16 @@ class LocalWorld:
             channel.send({"code": code}, until)
             answer = self._serve(channel, until)
             output, ran = answer["output"], bool(answer["ran"])
-            if not isinstance(output, str):
-                raise ValueError("no output")
+            output = output.encode(errors="replace").decode()  # files hold no half characters
         except TimeoutError:
             self._lose_agent()
             return Cell("", ran=False, died=f"The code took longer than {allowed:.0f} s.")
-        except (OSError, ValueError, KeyError, RecursionError):
+        except (OSError, ValueError, KeyError, AttributeError, RecursionError):
             self._lose_agent()
             return Cell("", ran=False, died="The code ended its process.")
         self.failed += not ran
-        self.engine.environment_io.append({"input": code, "output": output.rstrip()})
+        said = code.encode(errors="replace").decode()
+        self.engine.environment_io.append({"input": said, "output": output.rstrip()})
         done = ({"completed": True},) if self.completed else ()
         return Cell(output, ran, done)
 
@@ -129,7 +136,7 @@ class LocalWorld:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _fork_agent(self) -> tuple[int, Channel]:
-        home = Path(tempfile.mkdtemp(dir=self._folder))
+        home = Path(tempfile.mkdtemp(prefix=HOME, dir=self._folder))
         ours, theirs = Channel.pair()
         process = os.fork()
         if process == 0:
@@ -173,7 +180,8 @@ class LocalWorld:
             message = channel.receive(until)
             if "method" not in message:
                 return message
-            channel.send(self._answer(message), until)
+            answer = {**self._answer(message), "number": message.get("number")}
+            channel.send(answer, until)
         raise ValueError("too many requests")
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -181,9 +189,12 @@ class LocalWorld:
         method, url, data = (request.get(name) for name in ("method", "url", "data"))
         if not self._routes.allow(method, url, data):
             return REFUSED
+        if not is_sayable(str(url), data or {}):
+            return UNSAYABLE
         try:
             self._log(str(method), f"/{url}", dict(data or {}))
-            response = getattr(self.engine.requester.client, str(method))(url, **dict(data or {}))
+            send = getattr(self.engine.requester.client, str(method))
+            response = send(url, follow_redirects=False, **dict(data or {}))
             return {"status": response.status_code, "text": response.text}
         except Exception as error:  # an API's own, which in the engine's shell the code would see
             return {"status": 500, "text": f"{type(error).__name__}: {error}"}
@@ -200,7 +211,8 @@ class LocalWorld:
     def _save(self) -> None:
         """Write databases and logs, as the engine does after every cell."""
         self.engine._save_state(self.engine.output_db_home_path_on_disk)
-        self.engine.save_logs()
+        with suppress(OSError, ValueError):  # a log decides nothing
+            self.engine.save_logs()
 
     def _lose_agent(self) -> None:
         self.failed += 1
@@ -212,6 +224,25 @@ class LocalWorld:
             self._agent = None
             channel.close()
             _end(process)
+            self._end_orphans()
+            for home in self._folder.glob(f"{HOME}*"):
+                shutil.rmtree(home, ignore_errors=True)
+
+    def _end_orphans(self) -> None:
+        """Kill what the agent has left, which comes to this process once its parent is gone."""
+        until = now() + ORPHANS
+        while now() < until and (left := _children() - {self._judge.process}):
+            for orphan in left:
+                _end(orphan)
+
+
+def _children() -> set[int]:
+    own = os.getpid()
+    try:
+        words = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+    except OSError:  # a kernel without that list: the keeper ends them, with the worker
+        return set()
+    return set(map(int, words))
 
 
 def _end(process: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import struct
@@ -28,7 +29,13 @@ TO_READ = (2,)
 """The capability to read whatever root may; which that is, Landlock says."""
 OF_PYTHON = 512 * 2**20
 """Address space that the interpreter itself takes."""
-PR_SET_NO_NEW_PRIVS = 38
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 38, 22
+ARCHITECTURES = {
+    "x86_64": (0xC000003E, 302, 141, 142, 144, 203, 251, 314),
+    "aarch64": (0xC00000B7, 261, 140, 118, 119, 122, 30, 274),
+}
+"""By machine: its number, and those of prlimit64, setpriority, sched_setparam, sched_setscheduler,
+sched_setaffinity, ioprio_set and sched_setattr."""
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
 MAKE_SPECIAL = (1 << 6) | (1 << 9) | (1 << 10) | (1 << 11)  # devices, sockets, pipes
@@ -62,6 +69,8 @@ def confine(limits: dict[str, Any], read: Iterable[str], folder: str) -> dict[st
     keep_capabilities(TO_READ)  # a worker has more: it could change what is not its own
     bound("RLIMIT_NPROC", limits["processes"] + (0 if root else 8))
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _leave_others_alone()
     files, tcp = _landlock(read, [folder, os.devnull])
     return {"files": files, "network": network or tcp, "processes": processes}
 
@@ -71,6 +80,26 @@ def _leave_network() -> bool:
         return True
     # A worker of root's keeps what it may read by a capability, which a new user would lose.
     return os.geteuid() < LEAST_UID and libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0
+
+
+def _leave_others_alone() -> None:
+    """Refuse calls that change limits or priorities of other processes of the same user.
+
+    A filter of system calls (seccomp); Landlock keeps signals and tracing off, and not these.
+    """
+    if (machine := os.uname().machine) not in ARCHITECTURES:
+        return
+    architecture, limits, *others = ARCHITECTURES[machine]
+    denied = (0x06, 0, 0, 0x00050000 | errno.EPERM)  # return it
+    program = [(0x20, 0, 0, 4), (0x15, 1, 0, architecture), denied]  # of another architecture
+    program += [(0x20, 0, 0, 0), (0x35, 0, 1, 1 << 30), denied]  # or of its second table
+    for number in others:
+        program += [(0x15, 0, 1, number), denied]
+    program += [(0x15, 0, 3, limits), (0x20, 0, 0, 16), (0x15, 1, 0, 0), denied]  # 0: its own
+    program.append((0x06, 0, 0, 0x7FFF0000))  # all else is allowed
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    whole = struct.pack("HxxxxxxP", len(program), ctypes.addressof(code))
+    libc.prctl(PR_SET_SECCOMP, 2, ctypes.c_char_p(whole), 0, 0)
 
 
 def _landlock(read: Iterable[str], write: Iterable[str]) -> tuple[bool, bool]:
@@ -93,7 +122,6 @@ def _landlock(read: Iterable[str], write: Iterable[str]) -> tuple[bool, bool]:
                 rule = struct.pack("=Qi", granted, handle)
                 libc.syscall(ADD_RULE, ruleset, 1, ctypes.c_char_p(rule), 0)
                 os.close(handle)
-    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     held = libc.syscall(RESTRICT_SELF, ruleset, 0) == 0
     os.close(ruleset)
     return held, held and version >= 4

@@ -142,7 +142,13 @@ print(lib.process_vm_readv(o.getppid(), c.byref(mine), 1, c.byref(theirs), 1, 0)
 
 @pytest.mark.parametrize(
     "code",
-    [PEEK, "print(lib.kill(o.getppid(), 9))", "print(lib.ptrace(16, o.getppid(), 0, 0))"],
+    [
+        PEEK,
+        "print(lib.kill(o.getppid(), 9))",
+        "print(lib.ptrace(16, o.getppid(), 0, 0))",
+        "print(lib.prlimit(o.getppid(), 7, (c.c_ulong * 2)(0, 0), None))",
+        "print(lib.setpriority(0, o.getppid(), 19))",
+    ],
 )
 def test_the_worlds_process_can_be_neither_read_nor_killed(
     env: TextEnv, task: str, code: str
@@ -175,6 +181,56 @@ def test_there_is_no_ground_truth_in_its_process(env: TextEnv, task: str) -> Non
 def test_the_databases_are_out_of_reach(env: TextEnv, task: str, code: str) -> None:
     begin(env, task)
     assert "Execution failed" in prints(env, code)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "'phone/messages/text/5%252F', headers={'Host': 'x/dbs?'}, json={}",
+        "'phone/messages/text/5', headers={'Host': 'x/dbs?'}, json={}",
+        "'phone/messages/text/5%2F', json={}",
+    ],
+)
+def test_no_request_is_led_elsewhere(env: TextEnv, task: str, sent: str) -> None:
+    """A host of the policy's own, and a redirect, once led to what deletes folders."""
+    begin(env, task)
+    assert "There is no such API" in prints(env, f"print(requester.client.post({sent}).text)")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "apis.supervisor.complete_task(answer=float('inf'))",
+        "apis.supervisor.complete_task(answer='\\ud800')",
+        "print('\\ud800')",
+        "apis.supervisor.complete_task(answer='x' * 100_000)",
+        "home = __import__('os').getcwd()\nprint(requester.client.get('supervisor/profile', "
+        "params={'access_token': float('nan')}).text)",
+    ],
+)
+def test_what_no_file_can_hold_fails_no_environment(env: TextEnv, task: str, code: str) -> None:
+    begin(env, task)
+    prints(env, code)
+    *_, info = does(env, "apis.supervisor.complete_task(answer='no idea')")
+    assert info["success"] is False
+
+
+def test_a_call_that_was_interrupted_disturbs_no_other(env: TextEnv, task: str) -> None:
+    begin(env, task)
+    prints(env, "x = 5")
+    assert "timed out" in prints(env, "while True: apis.supervisor.show_profile()")
+    assert "5" == prints(env, "print(x)")
+    assert "@example.com" in prints(env, "print(apis.supervisor.show_profile()['email'])")
+
+
+def test_what_left_its_group_ends_with_its_episode(env: TextEnv, task: str) -> None:
+    begin(env, task)
+    before = of_this_process()
+    lib = "lib = __import__('ctypes').CDLL(None)\n"
+    prints(env, f"{lib}if lib.fork() == 0:\n    lib.setsid()\n    while True: pass")
+    assert len(of_this_process() - before) >= 2
+    does(env, "apis.supervisor.complete_task()")
+    assert all(map(gone, of_this_process() - before))
 
 
 def test_writing_its_own_copy_of_a_database_earns_nothing(
