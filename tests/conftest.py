@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +13,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: see TrainConfig.t
 os.environ["HF_HUB_OFFLINE"] = (
     "1"  # before transformers: a wrong name fails at once, not by retries
 )
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell has its background jobs ignore Ctrl-C, and tests of that could not be run from one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("isentrope", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("isentrope")

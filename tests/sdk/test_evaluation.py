@@ -473,6 +473,9 @@ def test_the_key_is_of_all_that_changes_results_and_of_nothing_else(run) -> None
     assert all(same != other for other in others)
     weights = digest(model)
     assert weights == digest(LanguageModel.load(run.policy))
+    model.model.config.rms_norm_eps *= 2  # the same weights, and another policy
+    assert weights != digest(model)
+    model.model.config.rms_norm_eps /= 2
     next(model.model.parameters()).data.view(-1)[0] += 1e-3
     assert weights != digest(model)
 

@@ -22,6 +22,8 @@ import re
 
 from attrs import frozen
 
+MOST_PHRASES = 50
+"""Phrases that are looked at, from the end: no response needs more to come to a value."""
 LONGEST = 256
 """Characters of an answer; a longer one is not read."""
 
@@ -31,7 +33,7 @@ _BRACES = re.compile(
     r"\\(?:boxed|fbox)\s*+\{|\\(?:boxed|fbox)\s++([^\s{}$\\]+)|\\.|[{}]", re.DOTALL
 )
 _PHRASE = re.compile(  # possessive throughout: no white space makes it slow
-    r"\b(?:(?P<header>(?:final\s++)?answer\s*+(?:\*\*)?+\s*+:)|answer\s++is\b\s*+:?+|"
+    r"\b(?:(?P<header>(?:final\s++)?answer\s*+(?:\*\*)?+\s*+:)|answer\s++is\b(?:\s++equal\s++to\b)?+\s*+:?+|"
     r"(?P<heading>final\s++answer[ \t]*+(?:\*\*)?+[ \t]*+(?=\n)))\s*+(?:\*\*)?+\s*+",
     re.IGNORECASE,
 )
@@ -52,6 +54,7 @@ UNITS = (
 )
 """Words that may stand behind a number without changing it."""
 _UNIT = re.compile(rf"\b(?:{UNITS})\b")
+_DENIES = re.compile(r"\b(?:not|never|wrong|incorrect|unlike)\b|n't\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
@@ -113,7 +116,7 @@ def _last_box(text: str) -> tuple[str | None, int]:
 
 def _last_phrase(text: str) -> tuple[str | None, int]:
     """Return the value of the last phrase that has one, and where the phrase begins it."""
-    for match in reversed(list(_PHRASE.finditer(text))):
+    for match in reversed(list(_PHRASE.finditer(text))[-MOST_PHRASES:]):
         prose = bool(match["header"] or match["heading"])
         value = _value_of(text, match.end(), prose=prose)
         if value is not None:
@@ -133,7 +136,7 @@ def _value_of(text: str, start: int, *, prose: bool) -> str | None:
         return None  # the box speaks for itself
     if _is_value(content):
         return content
-    if not prose:
+    if not prose or _DENIES.search(content):
         return None
     said = content.rpartition(" is ")[2].strip()
     if _is_value(said):

@@ -30,12 +30,22 @@ _FONT = re.compile(
     r"\s*\{(.*)\}",
     re.DOTALL,
 )
-_LEADING = re.compile(rf"^(?:{_SPACES}(?:\\displaystyle|\\textstyle|\\bf|\\rm))+|^{_SPACES}")
-_WORDS = r"\\(?:text|textrm|textnormal|textit|textbf|mathrm|mbox)\s*\{[^{}\d]*\}"
+_LABEL = r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*)?\([A-E]\)\s*\}?"  # of a multiple choice
+_LEADING = re.compile(
+    rf"^(?:{_SPACES}(?:\\displaystyle|\\textstyle|\\bf|\\rm|\\color\{{[a-z]+\}}|\\\$|{_LABEL}))+|"
+    rf"^{_SPACES}"
+)
+_WORDS = (  # as a unit: any word but those that change the number
+    r"\\(?:text|textrm|textnormal|textit|textbf|mathrm|mbox)\s*\{(?![^{}]*"
+    r"(?:illion|thousand|hundred|dozen|squared|cubed|factorial|\bnot\b|\bor\b))[^{}\d]*\}"
+)
 _TRAILING = re.compile(
     rf"(?:{_SPACES}(?:{_WORDS}|\^\s*\\circ|\^\s*\{{\s*\\circ\s*\}}|°|\\degree|\\?%|\b(?:{UNITS})\b)"
-    r"(?:\^(?:[23]|\{[23]\}))?)+$|(?:\s|\\[,;:!>]|\\\s|~|\.)+$"
+    r"(?:\^(?:[23]|\{[23]\}))?)+$|(?:\s|\\[,;:!>]|\\\s|~|[.,;]|\\\$)+$"
 )
+_NAME = re.compile(r"[a-zA-Z+\-\s]+")
+"""What may stand behind a number and an equals sign: ``73 = m + n``."""
+_DOLLAR = re.compile(r"(?<!\\)\$")
 _EQUALS = re.compile(r"=|\\approx(?![a-zA-Z])|≈")
 _COMPARES = re.compile(r"[<>≤≥≠]|\\(?:le|ge|lt|gt|leq|geq|ne|neq|not)(?![a-zA-Z])|!=")
 _SEPARATOR = r"(?:,\\!\s*|,|\{,\}|\\[,!:; ])"
@@ -43,7 +53,9 @@ _INTEGER = re.compile(rf"[+-]?\s*(?:[1-9]\d{{0,2}}(?:{_SEPARATOR}\d{{3}})+|\d+)(
 _SEVERAL = re.compile(
     r"[,;|&$\n]|\\(?:text|textrm|textbf|mathrm|mbox|pm|mp|to|mapsto|cup|cap|in|infty|mid|lor|land|"
     r"lvert|rvert|\\|rightarrow|Rightarrow|implies|iff|quad|qquad|ldots|dots|cdots)(?![a-zA-Z])|"
-    r"\\[{}]|\b(?:or|and|to)\b|[\u00b1\u2213\u2192\u222a\u221e]|\d\s+\d"
+    r"\\[{}_]|(?<!\\log)_(?!\{?10\b)|['\u2032]|\\(?:prime|neg|lnot)(?![a-zA-Z])|"
+    r"\b(?:or|and|to)\b|\d\s*[a-zA-Z]|\\?%|"
+    r"[\u00b1\u2213\u2192\u222a\u221e]|\d\s+\d"
 )
 
 
@@ -69,9 +81,9 @@ def is_one_value(text: str) -> bool:
 
 def _core(text: str) -> str:
     """Take off what does not change a number, until nothing comes off."""
-    text = text.replace("\N{MINUS SIGN}", "-").replace("\\$", "").strip()
-    if text.count("$") == 1:  # the other one was cut off
-        text = text.replace("$", "").strip()
+    text = text.replace("\N{MINUS SIGN}", "-").strip()
+    if len(_DOLLAR.findall(text)) == 1:  # the other one was cut off
+        text = _DOLLAR.sub("", text).strip() if text[0] == "$" or text[-1] == "$" else text
     before = None
     while text != before:
         before = text
@@ -83,7 +95,8 @@ def _core(text: str) -> str:
         if (font := _FONT.fullmatch(text)) and _is_balanced(font[1]):
             text = font[1].strip()
         if not _COMPARES.search(text):
-            text = _EQUALS.split(text)[-1].strip()
+            sides = _EQUALS.split(text)
+            text = sides[0 if _NAME.fullmatch(sides[-1]) else -1].strip()
     return text
 
 

@@ -88,7 +88,7 @@ class Plan:
             "split": split,
             "tasks": _short_hash(_as_json([(task.id, {**task.data}) for task in tasks])),
             "rollout": {k: v for k, v in limits.items() if k not in _OF_TRAINING},
-            "engine": unstructure(self.engine)["id"],
+            "engine": unstructure(self.engine)["id"],  # not where it runs: its device, servers
             "seed": seed,
         }
         return dict(json.loads(_as_json(said)))
@@ -136,7 +136,8 @@ def _over(own: Any, given: Any) -> Any:
 def digest(built: LanguageModel) -> str:
     """Return what stands for everything of a model that decides what it says.
 
-    Its weights, its tokenizer, its chat template, and what ends its turns.
+    Its weights, its architecture with every setting (of positions, say), its tokenizer, its chat
+    template, and what ends its turns.
     """
     import torch
 
@@ -145,6 +146,10 @@ def digest(built: LanguageModel) -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         found.update(memoryview(flat.view(torch.uint8).numpy()))
+    config = {**built.model.config.to_dict(), "class": type(built.model).__qualname__}
+    for name in ("_name_or_path", "transformers_version"):  # which change nothing that it says
+        config.pop(name, None)
+    found.update(json.dumps(config, sort_keys=True, default=str).encode())
     tokenizer: Any = built.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))

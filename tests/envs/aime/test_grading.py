@@ -160,8 +160,44 @@ def test_thousands_may_be_separated(answer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", ["1,73", "10,73", "1073,", "1,0073", "1 073", "1, 073", "0,1073"]
+    "answer",
+    ["73 = m+n", r"\textbf{(E) }73", "(E) 73", r"\color{red}73", "73,", r"\$73", r"73\text{ ways}"],
 )
+def test_what_stands_around_a_number_does_not_change_it(answer: str) -> None:
+    assert boxed(answer, "73").correct
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        r"73\text{ million}",
+        r"73\text{ squared}",
+        r"73\text{ factorial}",
+        r"73\text{ not}",
+        "73_8",
+        "73_{16}",
+        r"\neg 73",
+        "73'",
+        "73m",
+        "7$3",
+        r"7\$3",
+        "73 = 8",
+    ],
+)
+def test_what_does_change_it_is_seen(answer: str) -> None:
+    assert not boxed(answer, "73").correct
+
+
+@pytest.mark.parametrize("said", ["Final Answer: it is certainly not 73", "Answer: 73 is wrong"])
+def test_a_number_that_is_denied_is_no_answer(said: str) -> None:
+    assert grade(said, "73").extracted is None
+
+
+def test_a_thousand_phrases_are_read_from_their_end() -> None:
+    assert "73" == grade("The answer is 5. " * 20_000 + "The answer is 73.", "73").extracted
+
+
+@pytest.mark.parametrize("answer", ["1,73", "10,73", "1,0073", "1 073", "1, 073", "0,1073"])
 def test_and_only_thousands(answer: str) -> None:
     assert not boxed(answer, "1073").correct
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -347,18 +346,18 @@ def test_a_wrong_option_is_one_sentence(appworld: Path, config: dict[str, Any], 
         isentrope.make("appworld", **config)
 
 
-def test_nothing_is_left_behind(appworld: Path, task: str) -> None:
-    def found() -> set[str]:
-        return {name for name in os.listdir("/tmp") if name.startswith("isentrope-")}
-
-    before, processes = found(), of_this_process()
+def test_nothing_is_left_behind(
+    appworld: Path, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # of what is started from here on
+    processes = of_this_process()
     env = isentrope.make("appworld", preset="short")
     begin(env, task)
     does(env, "print(1)")
-    assert found() - before
+    assert list(tmp_path.iterdir())
     env.close()
     assert all(map(gone, of_this_process() - processes))
-    assert set() == found() - before
+    assert [] == list(tmp_path.iterdir())
 
 
 def test_the_example_composes(appworld: Path) -> None:
