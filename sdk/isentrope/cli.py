@@ -60,6 +60,7 @@ def _of_plugin(name: str) -> Any:
     except PluginError as error:
         brought = _unusable(error)  # an error for who calls it, not for who lists commands
     command = typer.main.get_command(brought)
+    command.name = name
     command.help, command.short_help = command.help or spec.summary, spec.summary
     return command
 

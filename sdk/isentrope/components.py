@@ -96,6 +96,7 @@ def _remote(spec: EnvSpec, env_id: str, config: Mapping[str, Any]) -> TextEnv:
         return RemoteEnv(pool)
     except WorkerError as error:
         reason = str(error).strip().splitlines()[-1]
+        reason = reason.removeprefix("isentrope.errors.ConfigError: ")
         raise ConfigError(f"Environment {env_id!r} cannot be made: {reason}") from error
 
 

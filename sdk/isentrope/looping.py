@@ -15,6 +15,10 @@ def off_loop(function: Callable[[], T]) -> T:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
+        running = False
+    else:
+        running = True
+    if not running:
         return function()
     with ThreadPoolExecutor(1, thread_name_prefix="isentrope") as pool:
         return pool.submit(function).result()

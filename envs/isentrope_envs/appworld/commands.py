@@ -14,7 +14,7 @@ from isentrope_envs.appworld.installation import human, install, parts, remove, 
 from isentrope_envs.appworld.place import VARIABLE, Place
 from isentrope_envs.appworld.scores import scores
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 Root = Annotated[
     Path | None, typer.Option(help=f"Folder; default: ${VARIABLE}, else one of the user's own")
 ]

@@ -32,8 +32,8 @@ def demonstrations(
             if action is None:
                 raise ConfigError(
                     f"Environment {env.id!r} has no demonstrations to warm up on "
-                    "(TextEnv.demonstrate): set model.warmup_env to one that has, "
-                    "model.warmup_steps=0, or choose another model."
+                    "(TextEnv.demonstrate): set model.warmup_env to one that has, or choose "
+                    "another model."
                 )
             messages.append({"role": "assistant", "content": action})
             observation, _, terminated, truncated, info = world.step(action)

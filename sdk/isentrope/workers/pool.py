@@ -173,7 +173,7 @@ class WorkerPool(Pool):
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     start_new_session=True,  # Ctrl-C is for the run alone
-                    env={**os.environ, **SINGLE, "PYTHONHASHSEED": str(self.hash_seed)},
+                    env={**self._environment(), **SINGLE, "PYTHONHASHSEED": str(self.hash_seed)},
                 )
             except OSError as error:
                 own.close()
@@ -200,6 +200,11 @@ class WorkerPool(Pool):
             process.wait()
             raise WorkerError(Status.ENV_ERROR, str(answer["text"]))
         return process, own
+
+    def _environment(self) -> dict[str, str]:
+        """Return the run's environment; for another interpreter without what is of this one."""
+        of_ours = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH") if self.python is not None else ()
+        return {name: value for name, value in os.environ.items() if name not in of_ours}
 
     def _about(self) -> dict[str, Any]:
         limits = self.limits

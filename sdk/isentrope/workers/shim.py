@@ -98,7 +98,8 @@ def nursery(channel: socket.socket) -> None:
     except BaseException as error:  # a stranger's module
         send(channel, _failure(error))
         return
-    send(channel, {"ok": None})
+    with contextlib.suppress(OSError):  # nobody waits any more; the next read says so
+        send(channel, {"ok": None})
     gc.freeze()  # what is not looked at after a fork need not be copied
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     while True:
