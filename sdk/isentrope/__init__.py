@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from isentrope.algorithms import AlgorithmState as AlgorithmState
     from isentrope.components import component as component
     from isentrope.components import make as make
+    from isentrope.components import make_apart as make_apart
     from isentrope.components import recipe as recipe
     from isentrope.config import EarlyStop as EarlyStop
     from isentrope.config import EvaluationConfig as EvaluationConfig
@@ -92,7 +93,7 @@ if TYPE_CHECKING:
 _HOME = {
     "adapters": "GymText",
     "algorithms": "Aggregation Algorithm AlgorithmState",
-    "components": "component make recipe",
+    "components": "component make make_apart recipe",
     "config": "EarlyStop EvaluationConfig LearnerConfig LoraConfig RolloutConfig TrainConfig",
     "doctor": "Diagnosis diagnose",
     "engines": "Completion Engine EngineConfig Sampling WeightsRef",

@@ -89,6 +89,18 @@ def make(env_id: str, **config: Any) -> TextEnv:
     return Guard(env, env_id)
 
 
+def make_apart(env_id: str, **config: Any) -> TextEnv:
+    """Make an environment where its record says that it runs: in a worker with deadlines, or here.
+
+    Of one in a worker, tasks are known by their ids alone, and what it does wrong is a
+    `WorkerError`. Raises what `make` raises.
+    """
+    spec = env_spec(env_id)
+    if spec.isolation == "none" or sys.platform != "linux":
+        return make(env_id, **config)
+    return Guard(_remote(spec, env_id, {**spec.config, **config}), env_id)
+
+
 def _remote(spec: EnvSpec, env_id: str, config: Mapping[str, Any]) -> TextEnv:
     """Make an environment in another interpreter."""
     pool = pool_of(spec, env_id, config, WorkerConfig(count=1))

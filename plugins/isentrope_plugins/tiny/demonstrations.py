@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from isentrope import ConfigError, EnvRef, Message, make
+from isentrope import ConfigError, EnvRef, Message, make_apart
 
 MAX_TURNS = 100
 
@@ -19,7 +19,7 @@ def demonstrations(
     Raises `ConfigError` where the environment has none.
     """
     rng = np.random.default_rng(seed)
-    world = make(env.id, **env.config)
+    world = make_apart(env.id, **env.config)
     split = world.tasks["train"] if "train" in world.tasks else world.tasks[next(iter(world.tasks))]
     played = []
     for _ in range(min(count, per_task * len(split))):
