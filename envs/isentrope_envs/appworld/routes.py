@@ -16,8 +16,8 @@ METHODS = ("get", "post", "put", "patch", "delete")
 FIELDS = ("params", "json", "data", "headers")
 REFUSED = {"status": 404, "text": json.dumps({"message": "There is no such API."})}
 UNSAYABLE = {"status": 422, "text": json.dumps({"message": "This is too long, or is no JSON."})}
-LARGEST = 1 << 16
-"""Characters of a request: the world's process keeps what it writes."""
+LARGEST, MOST = 1 << 16, 1 << 24
+"""Bytes of a request, and of all in an episode: the world's process keeps what they write."""
 
 
 class Routes:
@@ -56,13 +56,12 @@ def _is_plain(headers: Any) -> bool:
     )
 
 
-def is_sayable(url: str, data: dict[str, Any]) -> bool:
-    """Say whether a request is of numbers and characters that there are, and not of too many."""
+def size(url: str, data: dict[str, Any]) -> float:
+    """Return the bytes of a request; infinitely many, where no JSON in UTF-8 can hold it."""
     try:
-        text = json.dumps([url, data], allow_nan=False, ensure_ascii=False)
-        return len(text) <= LARGEST and bool(text.encode())
+        return len(json.dumps([url, data], allow_nan=False, ensure_ascii=False).encode())
     except (ValueError, RecursionError):  # not a number, infinite; half a character
-        return False
+        return float("inf")
 
 
 def _pattern(path: str) -> str:

@@ -30,7 +30,7 @@ from isentrope_envs.appworld import agent
 from isentrope_envs.appworld.channel import Channel, leave, now
 from isentrope_envs.appworld.judge import Judge
 from isentrope_envs.appworld.place import Place
-from isentrope_envs.appworld.routes import REFUSED, UNSAYABLE, Routes, is_sayable
+from isentrope_envs.appworld.routes import LARGEST, MOST, REFUSED, UNSAYABLE, Routes, size
 
 SUPERVISOR = ("first_name", "last_name", "email", "phone_number")
 REQUESTS = 1000
@@ -71,8 +71,8 @@ class LocalWorld:
             max_interactions=10**9,  # turns are counted by us: the engine leaves some out
         )
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self.failed = 0
-        """Cells that raised, or ended their process."""
+        self.failed = self._asked = 0
+        """Cells that raised, or ended their process; bytes of requests that were let through."""
         self._agent: tuple[int, Channel] | None = None
 
     @property
@@ -189,8 +189,10 @@ class LocalWorld:
         method, url, data = (request.get(name) for name in ("method", "url", "data"))
         if not self._routes.allow(method, url, data):
             return REFUSED
-        if not is_sayable(str(url), data or {}):
+        asked = size(str(url), data or {})
+        if asked > LARGEST or self._asked + asked > MOST:
             return UNSAYABLE
+        self._asked += int(asked)
         try:
             self._log(str(method), f"/{url}", dict(data or {}))
             send = getattr(self.engine.requester.client, str(method))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from isentrope import Attempt, ConfigError
 from isentrope_envs.appworld import prompts, rewards
 from isentrope_envs.appworld.place import Place
 from isentrope_envs.appworld.prompts import capped
-from isentrope_envs.appworld.routes import Routes
+from isentrope_envs.appworld.routes import Routes, size
 from isentrope_envs.appworld.scores import scores
 
 
@@ -137,6 +138,14 @@ def test_documented_requests_are_let_through(
 )
 def test_everything_else_is_not(routes: Routes, method: Any, url: Any, data: Any) -> None:
     assert not routes.allow(method, url, data)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800"])
+def test_what_no_json_holds_is_infinitely_large(value: Any) -> None:
+    assert math.inf == size("x", {"json": {"answer": value}})
+    assert len('["x", {"json": {"answer": "\u00e9"}}]') + 1 == size(
+        "x", {"json": {"answer": "\u00e9"}}
+    )
 
 
 def attempt(task: str, rollout: int, success: bool, status: str = "ok") -> Attempt:

@@ -214,6 +214,17 @@ def test_what_no_file_can_hold_fails_no_environment(env: TextEnv, task: str, cod
     assert info["success"] is False
 
 
+def test_a_world_that_is_told_too_much_stops_listening(env: TextEnv, task: str) -> None:
+    begin(env, task)
+    post = "requester.client.post('phone/messages/text/5550100001', json={'message': 'y' * 60_000})"
+    counted = f"print(sum({post}.status_code != 422 for _ in range(70)))"
+    told = [int(prints(env, counted)) for _ in range(5)]
+    assert 279 == sum(told)  # 16 MiB
+    assert 0 == told[-1]
+    *_, info = does(env, "apis.supervisor.complete_task(answer='no idea')")  # which is short
+    assert info["success"] is False
+
+
 def test_a_call_that_was_interrupted_disturbs_no_other(env: TextEnv, task: str) -> None:
     begin(env, task)
     prints(env, "x = 5")
