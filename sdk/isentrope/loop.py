@@ -21,7 +21,7 @@ import attrs
 
 from isentrope.config import TrainConfig, read_config, to_toml
 from isentrope.errors import ConfigError, PluginError, TrainingError
-from isentrope.looping import off_loop
+from isentrope.looping import off_loop, torch_threads
 from isentrope.plugins import registry
 from isentrope.runs import Run, check_free, new_folder
 from isentrope.structuring import unstructure
@@ -88,7 +88,7 @@ def _train(
     from isentrope.trainer import Trainer
 
     with (
-        _threads(config.threads),
+        torch_threads(config.threads),
         _interruptible() as interrupted,  # round all: torchrun's SIGTERM lets a sentence be said
         joined(sharded=config.learner.sharded) as ranks,
         asyncio.Runner() as runner,
@@ -290,16 +290,3 @@ def _nothing_to_learn(config: TrainConfig, progress: Progress) -> str | None:
         "Either every group's rewards were equal (groups_zero; the task is too easy or too hard "
         "for this policy), or no gradient was finite (steps_skipped)."
     )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Set torch's intra-op threads for a run, and set them back."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

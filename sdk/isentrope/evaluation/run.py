@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from isentrope.evaluation.attempts import Attempt
 from isentrope.evaluation.plan import Plan, key_of
 from isentrope.evaluation.records import EvaluationFolder
 from isentrope.evaluation.result import Evaluation
-from isentrope.looping import off_loop
+from isentrope.looping import off_loop, torch_threads
 from isentrope.models import LanguageModel, ModelConfig
 from isentrope.rollout.collector import Request, RolloutCollector
 from isentrope.runs import Run
@@ -68,7 +68,7 @@ def evaluate(
     every = plan.tasks(split)
     work = _Work(requests([task.id for task in every[:tasks]], k, seed), on_attempt)
     about: dict[str, Any] = {}
-    with _threads(threads), ExitStack() as held:
+    with torch_threads(threads), ExitStack() as held:
         built = plan.model.build(plan.env)
         if out is not None:
             about = plan.about(built, every, split, seed)
@@ -180,15 +180,3 @@ def _filled(out: str | Path, plan: Plan, split: str, about: dict[str, Any]) -> P
     for name, value in values.items():
         path = path.replace(f"{{{name}}}", value)
     return Path(path)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
