@@ -64,7 +64,7 @@ def make(env_id: str, **config: Any) -> TextEnv:
     spec = env_spec(env_id)
     arguments = {**spec.config, **config}
     if spec.python is not None:
-        return Guard(_remote(spec, env_id, arguments), env_id)
+        return _remote(spec, env_id, arguments)
     cls = load(spec.entry_point, f"environment {env_id!r}")
     parameters = inspect.signature(cls).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -98,14 +98,14 @@ def make_apart(env_id: str, **config: Any) -> TextEnv:
     spec = env_spec(env_id)
     if spec.isolation == "none" or sys.platform != "linux":
         return make(env_id, **config)
-    return Guard(_remote(spec, env_id, {**spec.config, **config}), env_id)
+    return _remote(spec, env_id, {**spec.config, **config})
 
 
 def _remote(spec: EnvSpec, env_id: str, config: Mapping[str, Any]) -> TextEnv:
-    """Make an environment in another interpreter."""
+    """Make an environment in a worker."""
     pool = pool_of(spec, env_id, config, WorkerConfig(count=1))
     try:
-        return RemoteEnv(pool)
+        return Guard(RemoteEnv(pool), env_id)
     except WorkerError as error:
         reason = str(error).strip().splitlines()[-1]
         reason = reason.removeprefix("isentrope.errors.ConfigError: ")

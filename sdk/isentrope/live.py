@@ -28,15 +28,7 @@ class LiveView:
 
     def __attrs_post_init__(self) -> None:
         """Make the bar; where there is no terminal it stays invisible."""
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self._bar.add_task("iterations", total=self.iterations)
+        self._bar = progress_bar(self.console, "iterations", self.iterations)
 
     def __enter__(self) -> LiveView:
         self._bar.start()
@@ -79,3 +71,17 @@ class LiveView:
         if metrics.get("eval/success") is not None:
             parts.append(f"evaluation {metrics['eval/success']:.3f}")
         return "  ".join(parts)
+
+
+def progress_bar(console: Console, what: str, total: int | None = None) -> Progress:
+    """Return a bar with one task, how many of `total` there are; no terminal, nothing is seen."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    bar.add_task(what, total=total)
+    return bar

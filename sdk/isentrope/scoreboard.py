@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import define, field
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +16,7 @@ from isentrope.evaluation.attempts import Attempt
 from isentrope.evaluation.comparison import Comparison
 from isentrope.evaluation.estimates import Estimate, known, shown, some
 from isentrope.evaluation.result import Evaluation
+from isentrope.live import progress_bar
 
 _SECONDS = 20.0
 """Between lines."""
@@ -37,15 +38,7 @@ class EvaluationView:
 
     def __attrs_post_init__(self) -> None:
         """Make the bar; where there is no terminal it stays invisible."""
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self._bar.add_task("attempts", total=None)
+        self._bar = progress_bar(self.console, "attempts")
 
     def __enter__(self) -> EvaluationView:
         self._bar.start()

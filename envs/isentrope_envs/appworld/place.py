@@ -4,7 +4,7 @@
 
     ROOT/python     a virtual environment with appworld, which cannot live beside pydantic 2
     ROOT/full/data  AppWorld's data, solutions and tests included: what judges read
-    ROOT/agent/data the same files without any ground truth: all that a policy's code may read
+    ROOT/agent/data the same files without any ground truth: what worlds are opened from
     ROOT/cache      what the engine caches
     ROOT/README     says whose folder this is
 """

@@ -164,7 +164,6 @@ class LocalWorld:
         limits = self._limits
         return {
             "folder": str(home),
-            "read": [],
             "output": LONGEST_CELL,
             "limits": {
                 "memory_bytes": limits.memory_mib * 2**20,

@@ -59,5 +59,5 @@ class CodeBlocks:
 FIRST_BLOCK = CodeBlocks(take="first")
 """One cell a turn, as ReAct-style agents write it; what follows it in the turn is not run."""
 ALL_BLOCKS = CodeBlocks()
-BARE_CODE = CodeBlocks(tags=("python", "py", ""), bare=True)
+BARE_CODE = CodeBlocks(bare=True)
 """The whole turn is code, unless it has fences."""
