@@ -43,9 +43,11 @@ class Stub:
 
     said: Completion
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> Completion:
+    async def generate(
+        self, prompt: Sequence[int], sampling: Sampling, conversation: object = None
+    ) -> Completion:
         """Say it."""
-        del prompt, sampling
+        del prompt, sampling, conversation
         return self.said
 
     async def publish(self, weights: WeightsRef) -> None:

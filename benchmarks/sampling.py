@@ -34,7 +34,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config
 from transformers import Qwen3ForCausalLM as Qwen3
 
-from isentrope import Engine, LanguageModel, Sampling
+from isentrope import Engine, EngineUse, LanguageModel, Sampling
 from isentrope_plugins.sampler.engine import TransformersEngine
 
 PROMPT = 20
@@ -91,7 +91,9 @@ def compare_model(
     torch.manual_seed(0)
     model = build().eval()
     vocabulary = model.config.vocab_size
-    engine = TransformersEngine().build(LanguageModel(model, tokenizer=None))
+    engine = TransformersEngine().build(
+        LanguageModel(model, tokenizer=None), EngineUse(context=256)
+    )
     for batch, mixed, uneven in itertools.product(batches, (False, True), (False, True)):
         prompts = make_prompts(batch, vocabulary, mixed=mixed)
         stops = list(range(0, vocabulary, STOPS_ONE_IN)) if uneven else []

@@ -53,6 +53,12 @@ _PARTS = (
         "REPO-D with the coefficient at which entropy stays, to first order",
     ),
     ComponentSpec(
+        "transform",
+        "truncated-importance",
+        f"{_HERE}.transforms:TruncatedImportance",
+        "Weighs tokens that an older policy, or another precision, sampled",
+    ),
+    ComponentSpec(
         "objective",
         "reinforce",
         f"{_HERE}.surrogates:Reinforce",

@@ -116,6 +116,36 @@ class Decorrelate(AdvantageTransform):
         return {"zeta": batch.advantage.new_full(batch.advantage.shape, self._zeta)}
 
 
+@frozen(kw_only=True)
+class TruncatedImportance(AdvantageTransform):
+    """Weigh each token by how likely the policy is to sample it, against what did sample it.
+
+    ``A' = A * min(exp(old_logp - engine_logp), cap)``: old_logp is the learner's, when learning on
+    the experience begins; engine_logp that of whatever server and version sampled the token. With
+    the surrogate's own ratio on top this is decoupled PPO (Hilton et al. 2022, eq. 8) with a
+    truncated weight (Ionides 2008; Espeholt et al. 2018). Put it after all other transforms: what
+    they add to the advantage is weighed, too.
+    """
+
+    corrects_sampling: ClassVar[bool] = True
+
+    cap: float = field(default=2.0, validator=validation.real(1))
+    """Largest weight: bounds the variance, at the cost of a bias where it acts."""
+
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        """Return transformed advantages [T]."""
+        return batch.advantage * self._weight(batch).clamp(max=self.cap)
+
+    def diagnostics(self, batch: TokenBatch) -> Mapping[str, Tensor]:
+        """Return the weight, and where it was cut."""
+        weight = self._weight(batch)
+        return {"weight": weight.clamp(max=self.cap), "truncated": weight > self.cap}
+
+    @staticmethod
+    def _weight(batch: TokenBatch) -> Tensor:
+        return (batch.old_logp - batch.engine_logp).exp()
+
+
 def _surprise(batch: TokenBatch) -> Tensor:
     """``L = log pi + H`` [T], detached."""
     return batch.logp.detach() + batch.entropy.detach()

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from isentrope.config import TrainConfig as TrainConfig
     from isentrope.doctor import Diagnosis as Diagnosis
     from isentrope.doctor import diagnose as diagnose
+    from isentrope.engines import Adapter as Adapter
     from isentrope.engines import Completion as Completion
     from isentrope.engines import Engine as Engine
     from isentrope.engines import EngineConfig as EngineConfig
+    from isentrope.engines import EngineUse as EngineUse
     from isentrope.engines import Sampling as Sampling
     from isentrope.engines import WeightsRef as WeightsRef
     from isentrope.environments import Info as Info
@@ -96,7 +98,7 @@ _HOME = {
     "components": "component make make_apart recipe",
     "config": "EarlyStop EvaluationConfig LearnerConfig LoraConfig RolloutConfig TrainConfig",
     "doctor": "Diagnosis diagnose",
-    "engines": "Completion Engine EngineConfig Sampling WeightsRef",
+    "engines": "Adapter Completion Engine EngineConfig EngineUse Sampling WeightsRef",
     "environments": "Info Task TaskSet TextEnv Unicode",
     "episodes": "Episode Message Segment Status StopReason",
     "errors": "ConfigError EngineError EnvironmentContractError GraderError IsentropeError "

@@ -197,6 +197,11 @@ class Algorithm:
         return tuple(o for o in (self.objective, *self.regularizers) if o.uses_ratio)
 
     @property
+    def corrects_sampling(self) -> bool:
+        """Whether a transform weighs what older policies sampled."""
+        return any(transform.corrects_sampling for transform in self.transforms)
+
+    @property
     def keeps_zero_groups(self) -> bool:
         """Whether groups with equal rewards still carry gradient."""
         return any(c.keeps_zero_groups for c in self._components())

@@ -90,6 +90,10 @@ class RolloutConfig:
         default=None, validator=validators.optional(instance_of(EarlyStop))
     )
     """When to give up the slowest episodes of an iteration, in training; None: never."""
+    staleness: int = field(default=0, validator=whole(0))
+    """How many updates old the policy may be that sampled what is learnt from. 0: collecting and
+    learning take turns. 1: the next iteration's episodes are collected while this one's are learnt
+    from; results then depend on the machine's speed."""
     workers: WorkerConfig = field(factory=WorkerConfig, validator=instance_of(WorkerConfig))
 
     def context_within(self, positions: int) -> int:
@@ -243,6 +247,17 @@ class TrainConfig:
             )
         if self.learner.head == "cut-cross-entropy":
             self._check_log_probs_suffice()
+        if getattr(self.engine, "takes_adapters", False) and self.learner.lora is None:
+            raise ConfigError(
+                f"{type(self.engine).__name__} is sent adapters, not whole weights: set "
+                "learner.lora = {}."
+            )
+        if self.rollout.staleness and not self.algorithm.corrects_sampling:
+            raise ConfigError(
+                f"With rollout.staleness = {self.rollout.staleness}, older policies sample what is "
+                "learnt from, and nothing in the algorithm weighs their tokens: add a transform "
+                'that does, such as {id = "truncated-importance"}, after all others.'
+            )
         if "reference_logp" in self.algorithm.needs and self.learner.lora is None:
             raise ConfigError(
                 "The algorithm compares the policy with the one that the run starts from, which is "

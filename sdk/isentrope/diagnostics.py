@@ -7,7 +7,7 @@ An iteration that learns logs them: docs/diagnostics.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -100,6 +100,20 @@ def mismatch(old_logp: Tensor, engine_logp: Tensor) -> dict[str, float]:
         "p99": quantiles(difference, (0.99,))[0],
         "max": float(difference.max()),
     }
+
+
+def mismatch_by(
+    of: Tensor, edges: Sequence[float], old_logp: Tensor, engine_logp: Tensor
+) -> dict[float, float]:
+    """Return the mean of ``|old_logp - engine_logp|``, nats, in bins of another quantity.
+
+    of: [T]. edges: where bins begin, ascending; the last is open, and what lies below the first is
+    in none. By each bin's beginning; bins without a token are left out.
+    """
+    difference = (old_logp.detach().double() - engine_logp.detach().double()).abs()
+    bins = torch.bucketize(of.detach().double(), torch.tensor(edges).double(), right=True) - 1
+    found = {edge: difference[bins == i] for i, edge in enumerate(edges)}
+    return {edge: float(values.mean()) for edge, values in found.items() if len(values)}
 
 
 @frozen

@@ -21,7 +21,7 @@ import attrs
 
 from isentrope.config import TrainConfig, read_config, to_toml
 from isentrope.errors import ConfigError, PluginError, TrainingError
-from isentrope.looping import off_loop, torch_threads
+from isentrope.looping import LoopThread, Runner, off_loop, torch_threads
 from isentrope.plugins import registry
 from isentrope.runs import Run, check_free, new_folder
 from isentrope.structuring import unstructure
@@ -91,7 +91,7 @@ def _train(
         torch_threads(config.threads),
         _interruptible() as interrupted,  # round all: torchrun's SIGTERM lets a sentence be said
         joined(sharded=config.learner.sharded) as ranks,
-        asyncio.Runner() as runner,
+        LoopThread() if config.rollout.staleness else asyncio.Runner() as runner,
     ):
         trainer = Trainer.build(config, ranks)
         try:
@@ -110,7 +110,7 @@ def _train(
 def _iterate(
     trainer: Trainer,
     run: Run,
-    runner: asyncio.Runner,
+    runner: Runner,
     on_iteration: Listener,
     interrupted: Callable[[], bool],
 ) -> None:
@@ -197,9 +197,7 @@ def _as_text(config: TrainConfig) -> str:
     return text
 
 
-def _evaluation(
-    config: TrainConfig, trainer: Trainer, run: Run, runner: asyncio.Runner
-) -> dict[str, Any]:
+def _evaluation(config: TrainConfig, trainer: Trainer, run: Run, runner: Runner) -> dict[str, Any]:
     """Evaluate when it is time to, and keep the policy if it is the best so far."""
     progress = trainer.progress
     if config.evaluation is None or progress.iteration % config.evaluation.every:

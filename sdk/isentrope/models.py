@@ -24,6 +24,8 @@ class LanguageModel:
 
     model: PreTrainedModel = field(repr=False)
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    path: str | None = None
+    """A folder, or a name on the hub, that has the very same; None: it is nowhere else."""
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -73,7 +75,7 @@ class LanguageModel:
             except (OSError, ValueError, RuntimeError) as error:  # a wrong name, file or device
                 reason = " ".join(str(error).split())
                 raise ConfigError(f"Model {str(path)!r} cannot be loaded: {reason}") from error
-        return cls(model, tokenizer)
+        return cls(model, tokenizer, None if revision else str(path))
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write model and tokenizer in transformers' own format.

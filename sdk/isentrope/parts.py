@@ -219,6 +219,10 @@ class AdvantageEstimator(Component):
 class AdvantageTransform(TokenPart):
     """From advantages to advantages, token by token, inside the loss."""
 
+    corrects_sampling: ClassVar[bool] = False
+    """True where it weighs tokens by how likely the present policy is to sample them, against the
+    one that did (`TokenBatch.engine_logp`): what collecting ahead of learning needs."""
+
     @abstractmethod
     def __call__(self, batch: TokenBatch) -> Tensor:
         """Return new advantages [T] float32; the learner detaches them."""

@@ -9,26 +9,27 @@ an engine and environments, and hands the episodes round.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from attrs import define
+from attrs import define, field
 
 from isentrope.algorithms import Algorithm
 from isentrope.components import make
 from isentrope.config import EarlyStop, EvaluationConfig, TrainConfig
-from isentrope.engines import WeightsRef
+from isentrope.engines import EngineUse, WeightsRef
 from isentrope.environments import Task
 from isentrope.episodes import Episode, Status
 from isentrope.errors import TrainingError
 from isentrope.evaluation.result import summarize
 from isentrope.evaluation.run import requests
+from isentrope.learner import proof
 from isentrope.learner.accounting import peak_flops
 from isentrope.learner.checkpoints import Progress
 from isentrope.learner.experience import Experience, experience, usable
@@ -45,12 +46,14 @@ from isentrope.learner.policy import Policy
 from isentrope.learner.probe import Probe
 from isentrope.learner.ranks import Ranks
 from isentrope.learner.rehearsal import rehearse
+from isentrope.looping import LoopThread, Runner
 from isentrope.models import LanguageModel
 from isentrope.parts import Statistics
 from isentrope.rollout.collector import Request, RolloutCollector
 from isentrope.seeding import derive, seed_everything
 from isentrope.specs import EnvRef
 
+T = TypeVar("T")
 Metrics = dict[str, Any]
 
 
@@ -66,6 +69,10 @@ class Trainer:
     context: int
     tasks: tuple[Task, ...]
     progress: Progress
+    _ahead: dict[int, Future[tuple[list[Episode], Metrics]]] = field(factory=dict, init=False)
+    """What is collected already, or being collected, by iteration; on the first rank."""
+    _counted: Metrics = field(factory=dict, init=False)
+    """What there was to count when the last collection ended; on the first rank."""
 
     @classmethod
     def build(cls, config: TrainConfig, ranks: Ranks | None = None) -> Trainer:
@@ -75,9 +82,17 @@ class Trainer:
         model = ranks.first_then_others(lambda: config.model.build(config.env))
         context = config.rollout.context_within(model.context)
         made: list[RolloutCollector] = []
+        use = EngineUse(
+            context=context,
+            dtype=config.learner.dtype,
+            rank=None if config.learner.lora is None else config.learner.lora.r,
+            staleness=config.rollout.staleness,
+        )
         ranks.by_first(
             lambda: made.append(
-                RolloutCollector.of(config.env, config.engine.build(model), model, config.rollout)
+                RolloutCollector.of(
+                    config.env, config.engine.build(model, use), model, config.rollout
+                )
             )
         )
         policy = Policy(
@@ -97,15 +112,33 @@ class Trainer:
         """The processes of the run."""
         return self.learner.ranks
 
-    def publish(self, runner: asyncio.Runner) -> None:
-        """Hand the present weights to the engine."""
-        weights = self.learner.policy.weights(keep=self.ranks.first)
+    def publish(self, runner: Runner) -> Metrics:
+        """Hand the present weights to the engine, and have it prove that it has them.
 
-        def publish() -> None:
-            assert self.collector is not None  # the first rank's
-            runner.run(self.collector.publish(WeightsRef(self.progress.version, weights)))
+        Returns how far its log-probs are from the learner's, where it is one to prove that.
 
-        self.ranks.by_first(publish)
+        Raises `TrainingError` where they are too far.
+        """
+        policy, version = self.learner.policy, self.progress.version
+        if getattr(self.config.engine, "takes_adapters", False):
+            weights = WeightsRef(version, adapter=policy.adapter())
+        else:
+            weights = WeightsRef(version, policy.weights(keep=self.ranks.first))
+        self._by_collector(lambda collector: runner.run(collector.publish(weights)))
+        if not getattr(self.config.engine, "proven", False):
+            return {}
+        prompt, sampling = (
+            proof.prompt(self.model, self.context),
+            proof.sampling(self.config.rollout.temperature),
+        )
+        drawn = self._by_collector(
+            lambda collector: runner.run(collector.sample_on_each(prompt, sampling))
+        )
+        answers = proof.episodes(prompt, drawn)
+        found = proof.Proof.of(answers, self.learner.scores(answers, frozenset()))
+        allowed = getattr(self.config.engine, "tolerance", None)
+        found.check(version, allowed or proof.tolerance(self.config.learner.dtype))
+        return {"proof_mean": max(found.means), "proof_max": max(found.maxima)}
 
     def rehearse(self) -> None:
         """Go through the largest micro-batch that there can be, without effect.
@@ -119,12 +152,12 @@ class Trainer:
             return
         rehearse(self.learner, self.context, self.config.algorithm.needs_of_experience)
 
-    def evaluate(self, config: EvaluationConfig, runner: asyncio.Runner) -> Metrics:
+    def evaluate(self, config: EvaluationConfig, runner: Runner) -> Metrics:
         """Evaluate the present policy; the same tasks and seeds every time."""
         clock = Clock()
         tasks = [task.id for task in _tasks(self.config.env, config.split)[: config.tasks]]
         wanted = requests(tasks, config.k, derive(self.config.seed, "evaluation"))
-        episodes, _ = self._collect(wanted, runner)
+        episodes, _ = self._by_collector(lambda _: runner.run(self._collect(wanted)))
         result = summarize(episodes, env=self.config.env.id, split=config.split, k=config.k)
         clock.lap("evaluation")
         return {
@@ -136,8 +169,10 @@ class Trainer:
             **clock.seconds,
         }
 
-    def close(self, runner: asyncio.Runner) -> None:
-        """Close environments and engine."""
+    def close(self, runner: Runner) -> None:
+        """Give up what is being collected; close environments and engine."""
+        for collection in self._ahead.values():
+            collection.cancel()
         if self.collector is not None:
             runner.run(self.collector.close())
 
@@ -151,38 +186,56 @@ class Trainer:
 
         def write(folder: Path) -> None:
             self.model.save(folder, weights)
-            if adapter:
-                policy.save_adapter(folder / "adapter", adapter)
+            if adapter is not None:
+                adapter.save(folder / "adapter")
 
         return write
 
-    def _collect(
-        self,
-        wanted: Sequence[Request],
-        runner: asyncio.Runner,
-        early_stop: EarlyStop | None = None,
-    ) -> tuple[list[Episode], Metrics]:
-        """Return episodes, and what it took to run them."""
+    def _by_collector(self, function: Callable[[RolloutCollector], T]) -> T:
+        """Call `function` on the first rank, which has the collector; return its result on all."""
 
-        def collect() -> tuple[list[Episode], Metrics]:
+        def call() -> T:
             assert self.collector is not None  # the first rank's
-            before = self.collector.counts()
-            episodes = runner.run(self.collector.collect(wanted, early_stop))
-            after = self.collector.counts()
-            return episodes, {name: after[name] - before[name] for name in after}
+            return function(self.collector)
 
-        return self.ranks.by_first(collect)
+        return self.ranks.by_first(call)
 
-    def iterate(self, runner: asyncio.Runner) -> tuple[Metrics, list[Episode]]:
+    async def _collect(
+        self, wanted: Sequence[Request], early_stop: EarlyStop | None = None
+    ) -> tuple[list[Episode], Metrics]:
+        """Return episodes, and what it took to run them; on the first rank."""
+        assert self.collector is not None
+        episodes = await self.collector.collect(wanted, early_stop)
+        before, self._counted = self._counted, self.collector.counts()
+        return episodes, {n: x - before.get(n, 0) for n, x in self._counted.items()}
+
+    def _experience(self, runner: Runner) -> tuple[list[Episode], Metrics]:
+        """Return the iteration's episodes; have those of the next be collected from now on."""
+        iteration, ahead = self.progress.iteration, self.config.rollout.staleness
+        early_stop = self.config.rollout.early_stop
+        if not isinstance(runner, LoopThread):
+            wanted = self._requests(iteration)
+            return self._by_collector(lambda _: runner.run(self._collect(wanted, early_stop)))
+        last = min(iteration + ahead, self.config.iterations - 1)
+        wanted_by = {i: self._requests(i) for i in range(iteration, last + 1)}
+
+        def collected(_: RolloutCollector) -> tuple[list[Episode], Metrics]:
+            for i, wanted in wanted_by.items():  # one after the other
+                if i not in self._ahead:
+                    self._ahead[i] = runner.start(self._collect(wanted, early_stop))
+            return runner.result(self._ahead.pop(iteration))
+
+        return self._by_collector(collected)
+
+    def iterate(self, runner: Runner) -> tuple[Metrics, list[Episode]]:
         """Run the next iteration; return what it came to, and its episodes."""
         clock, progress, configured = Clock(), self.progress, self.config.algorithm
         iteration = progress.iteration
         seed_everything(derive(self.config.seed, "iteration", iteration))
         rate = self.learner.set_rate(iteration, self.config.iterations)
-        episodes, collecting = self._collect(
-            self._requests(iteration), runner, self.config.rollout.early_stop
-        )
+        episodes, collecting = self._experience(runner)
         clock.lap("rollout")
+        self._by_collector(lambda collector: runner.run(collector.rest()))
         good = usable(episodes)
         _check_usable(episodes, good, self.config.rollout.max_failure_rate, self.context)
         scores = self.learner.scores(good, configured.needs_of_experience)
@@ -212,12 +265,17 @@ class Trainer:
         clock.lap("learn")
         probed = {} if probe is None else probe.metrics(self.learner)
         clock.lap("probe")
-        performance = performance_metrics(self.learner, clock, episodes, reports)
+        performance = performance_metrics(
+            self.learner, clock, episodes, reports, collecting["performance/collect_seconds"]
+        )
         learnt_something = not all(report.skipped for report in reports)
         settling = self.learner.scale.value > 1 and bool(reports)  # float16 finds its scale
+        sampled_for = progress.version
+        self._by_collector(lambda collector: runner.run(collector.wake()))
+        proved: Metrics = {}
         if learnt_something:
             progress.version += 1
-            self.publish(runner)
+            proved = self.publish(runner)
         clock.lap("publish")
         progress.iteration += 1
         progress.idle = 0 if learnt_something or settling else progress.idle + 1
@@ -230,8 +288,9 @@ class Trainer:
             "entropy_target": configured.target_entropy(statistics, "sampled"),
             "entropy_exact_target": configured.target_entropy(statistics, "exact"),
             **progress.state.knobs,
-            **rollout_metrics(episodes, good, scores),
+            **rollout_metrics(episodes, good, scores, sampled_for),
             **collecting,
+            **proved,
             **learning_metrics(learnt, reports),
             **probed,
             "exact_softmax": self.learner.policy.exact_softmax,

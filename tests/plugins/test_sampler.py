@@ -23,7 +23,15 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from isentrope import Completion, Engine, EngineError, LanguageModel, Sampling, WeightsRef
+from isentrope import (
+    Completion,
+    Engine,
+    EngineError,
+    EngineUse,
+    LanguageModel,
+    Sampling,
+    WeightsRef,
+)
 from isentrope_plugins.sampler import choosing
 from isentrope_plugins.sampler.batching import BatchingEngine
 from isentrope_plugins.sampler.cached import CachedDecoder
@@ -87,7 +95,9 @@ both_decoders = pytest.mark.parametrize("build", [qwen3, llama], ids=["lean", "g
 
 
 def engine_for(model: PreTrainedModel, **options: Any) -> Any:
-    return TransformersEngine(**options).build(LanguageModel(model, tokenizer=None))
+    return TransformersEngine(**options).build(
+        LanguageModel(model, tokenizer=None), EngineUse(context=CONTEXT)
+    )
 
 
 def sampled(engine: Engine, *requests: tuple[Sequence[int], Sampling]) -> list[Completion]:

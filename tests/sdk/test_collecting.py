@@ -134,7 +134,9 @@ class Told:
     """A rollout whose second turn takes an hour."""
     asked: int = 0
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> Completion:
+    async def generate(
+        self, prompt: Sequence[int], sampling: Sampling, conversation: object = None
+    ) -> Completion:
         del prompt
         self.asked += 1
         if (self.slow, 1) == divmod(sampling.seed % 100, 10):

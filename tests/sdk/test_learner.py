@@ -381,7 +381,9 @@ def test_exported_adapters_load_into_peft_and_merged_weights_into_transformers(
         for _ in range(3):
             take_step(learner)
         policy = learner.policy
-        policy.save_adapter(tmp_path / "adapter", policy.adapter())
+        adapter = policy.adapter()
+        assert adapter is not None
+        adapter.save(tmp_path / "adapter")
         base.save_pretrained(tmp_path / "merged", state_dict=policy.weights())
         (segment,) = EPISODES[0].segments[:1]
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)

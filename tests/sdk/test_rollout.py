@@ -52,7 +52,9 @@ class ScriptedEngine:
     prompts: list[list[int]] = field(factory=list)
     samplings: list[Sampling] = field(factory=list)
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> Completion:
+    async def generate(
+        self, prompt: Sequence[int], sampling: Sampling, conversation: object = None
+    ) -> Completion:
         self.prompts.append(list(prompt))
         self.samplings.append(sampling)
         await asyncio.sleep(0)

@@ -26,6 +26,7 @@ from isentrope import (
     Completion,
     Controller,
     EngineError,
+    EngineUse,
     EnvSpec,
     Episode,
     Knob,
@@ -898,8 +899,8 @@ class Bent:
 
     defect: Any
 
-    def build(self, model: LanguageModel) -> Any:
-        return self.defect(component("engine", "transformers").build(model), model)
+    def build(self, model: LanguageModel, use: EngineUse) -> Any:
+        return self.defect(component("engine", "transformers").build(model, use), model)
 
 
 class Honest:

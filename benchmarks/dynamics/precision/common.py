@@ -38,7 +38,7 @@ def collected(seed: int) -> tuple[Trainer, list[Episode]]:
     trainer = Trainer.build(trial_config(seed))
     with asyncio.Runner() as runner:
         trainer.publish(runner)
-        episodes, _ = trainer._collect(trainer._requests(0), runner)
+        episodes, _ = trainer._experience(runner)
         trainer.close(runner)
     return trainer, usable(episodes)
 

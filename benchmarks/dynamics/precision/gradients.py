@@ -30,8 +30,7 @@ def softmax(seed: int) -> Record:
         for iterations in (0, TRAINED):
             while trainer.progress.iteration < iterations:
                 trainer.iterate(runner)
-            requests = trainer._requests(iterations)
-            episodes = usable(trainer._collect(requests, runner)[0])
+            episodes = usable(trainer._experience(runner)[0])
             found[str(iterations)] = _own_gradients(trainer, episodes)
         trainer.close(runner)
     return {"iterations": found}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -71,8 +71,11 @@ class BatchingEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="isentrope-sampler")
         self._closed = False
 
-    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> Completion:
+    async def generate(
+        self, prompt: Sequence[int], sampling: Sampling, conversation: Hashable = None
+    ) -> Completion:
         """Draw one completion of `prompt`, together with whatever else is pending."""
+        del conversation  # nothing is cached between turns
         self._check_open()
         request = _Request(tuple(prompt), sampling, asyncio.get_running_loop().create_future())
         self._check(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import field, frozen, validators
 
-from isentrope import Engine, LanguageModel
+from isentrope import Engine, EngineUse, LanguageModel
 from isentrope_plugins.sampler.batching import BatchingEngine
 from isentrope_plugins.sampler.choosing import decoder_for
 
@@ -18,8 +18,9 @@ class TransformersEngine:
     device: str | None = None
     """A torch device for the engine's copy of the weights; None: where the model is."""
 
-    def build(self, model: LanguageModel) -> Engine:
-        """Copy the model's present weights into an engine, as version 0."""
+    def build(self, model: LanguageModel, use: EngineUse) -> Engine:
+        """Copy the model's present weights into an engine, as version 0; it samples in float32."""
+        del use
         policy = model.model
         decoder = decoder_for(policy, self.device or str(policy.device))
         return BatchingEngine(

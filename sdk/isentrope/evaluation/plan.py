@@ -11,8 +11,8 @@ from typing import Any
 from attrs import frozen
 
 from isentrope.components import make
-from isentrope.config import RolloutConfig, read_toml
-from isentrope.engines import EngineConfig
+from isentrope.config import Dtype, RolloutConfig, read_toml
+from isentrope.engines import EngineConfig, EngineUse
 from isentrope.environments import Task
 from isentrope.errors import ConfigError, within
 from isentrope.models import LanguageModel, ModelConfig
@@ -22,7 +22,17 @@ from isentrope.specs import EnvRef
 from isentrope.structuring import edit, structure, unstructure
 
 _OF_TRAINING = frozenset(
-    ["split", "tasks", "group", "retries", "min_group", "max_failure_rate", "early_stop", "workers"]
+    [
+        "split",
+        "tasks",
+        "group",
+        "retries",
+        "min_group",
+        "max_failure_rate",
+        "early_stop",
+        "staleness",
+        "workers",
+    ]
 )
 """Keys of `RolloutConfig` that do not change what an attempt comes to."""
 
@@ -37,6 +47,8 @@ class Plan:
     env: EnvRef
     limits: RolloutConfig
     engine: EngineConfig
+    dtype: Dtype = "float32"
+    """What the policy was trained in."""
 
     @classmethod
     def of(cls, policy: Any, env: Any = None, rollout: Any = None, engine: Any = None) -> Plan:
@@ -62,7 +74,12 @@ class Plan:
             env=structure(_over(trained.get("env"), env), EnvRef),
             limits=limits,
             engine=structure(_over(trained.get("engine", "transformers"), engine), EngineConfig),
+            dtype=trained.get("learner", {}).get("dtype", "float32"),
         )
+
+    def use(self, built: LanguageModel) -> EngineUse:
+        """Return what the engine is for."""
+        return EngineUse(context=self.limits.context_within(built.context), dtype=self.dtype)
 
     def tasks(self, split: str) -> tuple[Task, ...]:
         """Return the tasks of a split; raises `ConfigError` where it has none."""

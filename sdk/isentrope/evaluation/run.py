@@ -163,7 +163,7 @@ async def _roll_out(
     waves: Sequence[Sequence[Request]],
     on_episode: Callable[[Episode], object],
 ) -> list[Episode]:
-    engine = plan.engine.build(built)
+    engine = plan.engine.build(built, plan.use(built))
     if not getattr(engine, "samples_together", False):
         waves = [[request for wave in waves for request in wave]]
     collector = RolloutCollector.of(plan.env, engine, built, plan.limits)

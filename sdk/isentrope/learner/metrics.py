@@ -11,6 +11,7 @@ import attrs
 import numpy as np
 import torch
 from attrs import define, field
+from numpy.typing import NDArray
 
 from isentrope import diagnostics
 from isentrope.episodes import Episode, Status, StopReason
@@ -21,16 +22,25 @@ from isentrope.learner.learner import Learner, StepReport
 from isentrope.learner.packing import concatenate
 
 Metrics = dict[str, Any]
+POSITIONS = (0, 128, 512, 2048, 8192)
+"""Where bins of a token's position in its context begin."""
+ENTROPIES = (0.0, 0.01, 0.1, 0.5, 1.0, 2.0)
+"""Where bins of entropy and of surprise begin, nats."""
 
 
 def rollout_metrics(
-    episodes: Sequence[Episode], good: Sequence[Episode], scores: Sequence[TokenScores]
+    episodes: Sequence[Episode],
+    good: Sequence[Episode],
+    scores: Sequence[TokenScores],
+    version: int,
 ) -> Metrics:
-    """What was collected, what went wrong, and how far engine and learner disagree."""
+    """What was collected, what went wrong, and how far engine and learner disagree.
+
+    version: the policy's, which learns from it.
+    """
     stops = Counter(e.stop_reason for e in episodes)
     statuses = Counter(e.status for e in episodes)
-    engine = np.concatenate([s.logp[s.sampled] for e in good for s in e.segments])
-    differences = diagnostics.mismatch(concatenate(scores).logp, torch.from_numpy(engine))
+    age = version - _of_sampled(good, "version")
     parts = sorted({key for e in good for key in e.metrics})
     return {
         "tokens": int(sum(e.sampled_tokens for e in episodes)),
@@ -40,11 +50,34 @@ def rollout_metrics(
         "episodes": len(episodes),
         **{f"stop/{reason.value}": stops[reason] for reason in StopReason},
         **{f"status/{status.value}": statuses[status] for status in Status},
-        **{f"mismatch_{name}": value for name, value in differences.items()},
+        "staleness_mean": float(age.mean()),
+        "staleness_max": int(age.max()),
+        **_mismatch_metrics(good, concatenate(scores)),
         **{
             f"env/{k}": float(np.mean([e.metrics[k] for e in good if k in e.metrics]))
             for k in parts
         },
+    }
+
+
+def _of_sampled(episodes: Sequence[Episode], name: str) -> NDArray[Any]:
+    """Return a column of all segments, at the tokens that were sampled."""
+    return np.concatenate([getattr(s, name)[s.sampled] for e in episodes for s in e.segments])
+
+
+def _mismatch_metrics(good: Sequence[Episode], scores: TokenScores) -> Metrics:
+    """How far the engine's log-probs are from the learner's: in all, and where."""
+    theirs = torch.from_numpy(_of_sampled(good, "logp"))
+    position = torch.from_numpy(
+        np.concatenate([s.sampled.nonzero()[0] for e in good for s in e.segments])
+    )
+    where = {"position": diagnostics.mismatch_by(position, POSITIONS, scores.logp, theirs)}
+    if scores.entropy is not None:
+        where["entropy"] = diagnostics.mismatch_by(scores.entropy, ENTROPIES, scores.logp, theirs)
+    where["surprise"] = diagnostics.mismatch_by(-scores.logp, ENTROPIES, scores.logp, theirs)
+    return {
+        **{f"mismatch_{n}": x for n, x in diagnostics.mismatch(scores.logp, theirs).items()},
+        **{f"mismatch_{n}/{low:g}": x for n, found in where.items() for low, x in found.items()},
     }
 
 
@@ -69,10 +102,15 @@ def learning_metrics(experience: Experience, reports: Sequence[StepReport]) -> M
 
 
 def performance_metrics(
-    learner: Learner, clock: Clock, episodes: Sequence[Episode], reports: Sequence[StepReport]
+    learner: Learner,
+    clock: Clock,
+    episodes: Sequence[Episode],
+    reports: Sequence[StepReport],
+    collecting: float,
 ) -> Metrics:
     """How fast the iteration was, on all ranks together: each must call it.
 
+    collecting: seconds that its episodes took, which may have run while others were learnt from.
     The learner's operations are counted from zero again.
     """
     ranks, seconds = learner.ranks, clock.seconds
@@ -82,7 +120,7 @@ def performance_metrics(
     peak = peak_flops(learner.device, learner.config.torch_dtype) * ranks.size
     sampled = sum(e.sampled_tokens for e in episodes)
     return {
-        "performance/rollout_tokens_per_second": sampled / seconds["seconds/rollout"],
+        "performance/rollout_tokens_per_second": sampled / collecting,
         "performance/learn_tokens_per_second": sum(r.tokens for r in reports) / learning,
         "performance/flop_utilisation": flops / computing / peak,
         "performance/peak_memory_gib": max(ranks.gather(peak_memory(learner.device))),

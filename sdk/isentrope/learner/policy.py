@@ -6,12 +6,12 @@ log-probs happens inside its forward, where the head's weight is whole.
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from isentrope.config import Head, LoraConfig
+from isentrope.engines import Adapter
 from isentrope.episodes import Segment
 from isentrope.errors import ConfigError
 from isentrope.learner.attention import NotPackedError, own_attention, use_rows
@@ -192,19 +193,19 @@ class Policy(nn.Module):
                 found[plain] = made[tensor]
         return found
 
-    def adapter(self) -> dict[str, Tensor]:
-        """Return the adapters' tensors by name, gathered from all ranks: each must call it.
-
-        Empty where there are none.
-        """
+    def adapter(self) -> Adapter | None:
+        """Return the adapters, gathered from all ranks: each must call it. None: there are none."""
         if self.model is self.plain:
-            return {}
-        return {n: _whole(t) for n, t in self.model.state_dict().items() if ".lora_" in n}
+            return None
+        import peft
 
-    def save_adapter(self, folder: Path, adapter: dict[str, Tensor]) -> None:
-        """Write adapters in peft's format, for ``PeftModel.from_pretrained``."""
         model: Any = self.model
-        model.save_pretrained(folder, state_dict=adapter)
+        tensors = {n: _whole(t).cpu() for n, t in self.model.state_dict().items() if ".lora_" in n}
+        named: dict[str, Tensor] = peft.get_peft_model_state_dict(
+            model, tensors, save_embedding_layers=False
+        )
+        config = {**model.peft_config[ADAPTER].to_dict(), "inference_mode": True}
+        return Adapter(named, json.loads(json.dumps(config, default=_plain)))
 
     def sample_inputs(self) -> Inputs:
         """Return a few sequences in one pack, two of which share a prompt."""
@@ -322,6 +323,11 @@ def _whole(tensor: Tensor) -> Tensor:
     """Return a tensor, with all its shards and then on the CPU, in float32 if it is of floats."""
     whole = tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor.detach()
     return whole.float() if whole.is_floating_point() else whole
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold of what peft keeps in a config: sets, enumerations."""
+    return sorted(value) if isinstance(value, (set, frozenset)) else value.value
 
 
 def _delta(layer: Any) -> Tensor:

@@ -49,7 +49,10 @@ class Request:
 
 @define
 class RolloutCollector:
-    """Runs episodes to their end, whatever an environment does: a failure becomes a `Status`."""
+    """Runs episodes to their end, whatever an environment does: a failure becomes a `Status`.
+
+    One collection runs at a time; another that is asked for waits.
+    """
 
     host: Host
     engine: Engine
@@ -58,12 +61,17 @@ class RolloutCollector:
     sampling: Sampling
     context: int
     """Tokens that fit into one episode."""
-    version: int = 0
-    """Of the policy that every completion must come from."""
+    staleness: int = 0
+    """How many versions older than the newest a completion may be."""
+    version: int = field(default=0, init=False)
+    """Of the policy that was published last."""
+    seconds: float = field(default=0.0, init=False)
+    """Spent collecting so far."""
     environment_seconds: float = field(default=0.0, init=False)
     """Spent in environments so far, all of them added up: resets, steps, rewards."""
     retried: int = field(default=0, init=False)
     """Episodes so far that were begun again, on a fresh environment, after a failure."""
+    _turn: asyncio.Lock = field(factory=asyncio.Lock, init=False)
 
     @classmethod
     def of(
@@ -77,12 +85,32 @@ class RolloutCollector:
             config=config,
             sampling=config.sampling(model.stop_ids),
             context=config.context_within(model.context),
+            staleness=config.staleness,
         )
 
     async def publish(self, weights: WeightsRef) -> None:
-        """Have the engine sample from these weights, and accept nothing else."""
+        """Have the engine sample from these weights, and accept nothing that is too old."""
         await self.engine.publish(weights)
         self.version = weights.version
+
+    async def sample_on_each(
+        self, prompt: Sequence[int], sampling: Sampling
+    ) -> Sequence[Completion]:
+        """Have each of the engine's servers complete a prompt."""
+        each = getattr(self.engine, "generate_on_each", None)
+        if each is None:
+            return [await self.engine.generate(prompt, sampling)]
+        return await each(prompt, sampling)  # type: ignore[no-any-return]  # so it says
+
+    async def rest(self) -> None:
+        """Let the engine give up an accelerator that it shares with the learner."""
+        if (rest := getattr(self.engine, "rest", None)) is not None:
+            await rest()
+
+    async def wake(self) -> None:
+        """Let it take that back."""
+        if (wake := getattr(self.engine, "wake", None)) is not None:
+            await wake()
 
     async def collect(
         self,
@@ -95,7 +123,19 @@ class RolloutCollector:
         early_stop: when enough of them are done, the others come back as ``cancelled``.
         on_episode: called with each as it ends.
         """
+        async with self._turn:
+            start = time.perf_counter()
+            try:
+                return await self._collect(requests, early_stop, on_episode)
+            finally:
+                self.seconds += time.perf_counter() - start
 
+    async def _collect(
+        self,
+        requests: Sequence[Request],
+        early_stop: EarlyStop | None,
+        on_episode: Callable[[Episode], object] | None,
+    ) -> list[Episode]:
         async def run(place: int, request: Request) -> Episode:
             episode = await self._run(place, request, turnstile, enough)
             if on_episode is not None:
@@ -124,10 +164,16 @@ class RolloutCollector:
     def counts(self) -> dict[str, float]:
         """Return what there is to count since the run began, by the metrics' names."""
         return {
+            "performance/collect_seconds": self.seconds,
             "performance/environment_seconds": self.environment_seconds,
             "episodes_retried": self.retried,
             **{f"workers/{name}": count for name, count in self.host.counts().items()},
+            **{f"engine/{name}": count for name, count in self._engine_counts().items()},
         }
+
+    def _engine_counts(self) -> Mapping[str, float]:
+        counts = getattr(self.engine, "counts", None)
+        return {} if counts is None else counts()
 
     async def close(self) -> None:
         """Close every environment, and the engine."""
@@ -192,10 +238,11 @@ class RolloutCollector:
                 f"The engine returned {len(completion.logp)} log-probs for {len(completion.ids)} "
                 "tokens."
             )
-        if completion.version != self.version:
+        if not self.version - self.staleness <= completion.version <= self.version:
+            older = f", and rollout.staleness is {self.staleness}" if self.staleness else ""
             raise EngineError(
                 f"The engine sampled with version {completion.version} of the policy, but "
-                f"{self.version} was published."
+                f"{self.version} was published{older}."
             )
 
     @contextmanager
@@ -223,7 +270,9 @@ class RolloutCollector:
             )
             async with turnstile.turn(place):
                 record.sampling = True
-                completion = await self.engine.generate(ledger.ids, sampling)
+                completion = await self.engine.generate(
+                    ledger.ids, sampling, conversation=request.sampling_seed
+                )
                 record.sampling = False
             self._check(completion)
             action = record.say(ledger.policy_said(completion))

@@ -6,11 +6,13 @@ Shape legend: P tokens of a prompt, N tokens of its completion, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from isentrope.engines import Adapter
 from isentrope.models import LanguageModel
 
 
@@ -63,3 +65,38 @@ def perturbed(model: LanguageModel) -> dict[str, Tensor]:
             made[tensor.data_ptr()] = changed
         weights[name] = made[tensor.data_ptr()]
     return weights
+
+
+def adapted(model: LanguageModel, rank: int, seed: int) -> tuple[Adapter, dict[str, Tensor]]:
+    """Return random adapters of every linear layer but the last, and the weights with them added.
+
+    The weights are by name, float32.
+    """
+    import peft
+
+    rng = torch.Generator().manual_seed(seed)
+    weights = {name: t.detach().clone() for name, t in model.model.state_dict().items()}
+    plain: Any = model.model
+    head = plain.get_output_embeddings()
+    tensors: dict[str, Tensor] = {}
+    layers = [
+        name
+        for name, layer in model.model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and layer is not head
+    ]
+    for name in layers:
+        weight = weights[f"{name}.weight"]
+        low = torch.randn(rank, weight.shape[1], generator=rng) / weight.shape[1] ** 0.5
+        up = 0.1 * torch.randn(weight.shape[0], rank, generator=rng)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = low
+        tensors[f"base_model.model.{name}.lora_B.weight"] = up
+        weights[f"{name}.weight"] = weight + (up @ low).to(weight)  # alpha is the rank
+    config: Any = peft.LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=sorted({name.rpartition(".")[2] for name in layers}),
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    )
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    return Adapter(tensors, plain), weights

@@ -13,7 +13,14 @@ import attrs
 import numpy as np
 from attrs import define, field
 
-from isentrope.engines import Completion, Engine, EngineConfig, Sampling, WeightsRef
+from isentrope.engines import (
+    Completion,
+    Engine,
+    EngineConfig,
+    EngineUse,
+    Sampling,
+    WeightsRef,
+)
 from isentrope.errors import EngineError
 from isentrope.models import LanguageModel
 from isentrope.testing._report import Inspection, Report, describe, require
@@ -22,6 +29,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOKENS = 8
+RANK = 4
+"""Of published adapters."""
+NEARLY_GREEDY = 0.02
+"""A temperature at which an engine without seeds draws the same again."""
 PROMPT_LENGTHS = (3, 7, 1, 5)
 VERSION = 7
 """Of the weights that are published; none that an engine would arrive at by counting."""
@@ -31,6 +42,10 @@ def check_engine(
     engine_config: EngineConfig, model: LanguageModel, *, logp_tolerance: float = 1e-4
 ) -> Report:
     """Check the engine that a config builds, against the model itself.
+
+    One that takes adapters is published adapters of every linear layer but the last. One that says
+    that it is not seeded need not draw the same again (``deterministic``, ``independent``), only
+    not always the same (``random``).
 
     Prompts are random token ids. logp_tolerance: how far the engine's log-probabilities may be from
     those of the model's own forward pass in its own precision, nats; 1e-4 suits float32.
@@ -43,11 +58,15 @@ def check_engine(
 async def _check(config: EngineConfig, model: LanguageModel, tolerance: float) -> Report:
     inspection = Inspection(type(config).__name__)
     probe = _Probe(config, model, tolerance)
+    await _run(inspection, "builds", probe.builds)
+    if probe.engine is None:
+        return inspection.report()
+    draws: dict[str, Callable[[], Awaitable[None]]] = {"random": probe.random}
+    if probe.seeded:
+        draws = {"deterministic": probe.deterministic, "independent": probe.independent}
     checks: dict[str, Callable[[], Awaitable[None]]] = {
-        "builds": probe.builds,
         "completion": probe.completion,
-        "deterministic": probe.deterministic,
-        "independent": probe.independent,
+        **draws,
         "logp": probe.logp,
         "stop": probe.stop,
         "length": probe.length,
@@ -58,9 +77,9 @@ async def _check(config: EngineConfig, model: LanguageModel, tolerance: float) -
         "close": probe.close,
     }
     for check, method in checks.items():
-        if not await _run(inspection, check, method) and check in ("builds", "completion"):
-            break  # all others rest on these
-    if probe.engine is not None and not probe.closed:
+        if not await _run(inspection, check, method) and check == "completion":
+            break  # all others rest on it
+    if not probe.closed:
         await _run(inspection, "close", probe.close)
     return inspection.report()
 
@@ -105,6 +124,19 @@ class _Probe:
             for length in PROMPT_LENGTHS
         )
 
+    @property
+    def seeded(self) -> bool:
+        """Whether the engine claims to draw the same again."""
+        return bool(getattr(self.engine, "seeded", True))
+
+    async def draw_the_same(
+        self, prompt: tuple[int, ...], seed: int = 0, **sampling: object
+    ) -> Completion:
+        """Ask for a completion that will come again."""
+        if not self.seeded:
+            sampling["temperature"] = NEARLY_GREEDY
+        return await self.draw(prompt, seed, **sampling)
+
     async def draw(self, prompt: tuple[int, ...], seed: int = 0, **sampling: object) -> Completion:
         """Ask the shared engine for one completion."""
         assert self.engine is not None
@@ -113,7 +145,9 @@ class _Probe:
 
     async def builds(self) -> None:
         """The config builds something with an engine's methods."""
-        made = self.config.build(self.model)
+        rank = RANK if self.takes_adapters else None
+        use = EngineUse(context=self.model.context, rank=rank)
+        made = self.config.build(self.model, use)
         require(isinstance(made, Engine), f"build() returned {describe(made)}, which is no Engine")
         self.engine = made
 
@@ -144,6 +178,11 @@ class _Probe:
             require(first.ids == second.ids, f"seed {seed} gave two completions of one prompt")
             seen.add(first.ids)
         require(len(seen) > 1, "six seeds gave the same completion: is the seed used?")
+
+    async def random(self) -> None:
+        """Completions of one prompt are not always the same."""
+        seen = {(await self.draw(self.prompts[0], seed)).ids for seed in range(6)}
+        require(len(seen) > 1, "six draws gave the same completion: is the temperature used?")
 
     async def independent(self) -> None:
         """What else is in flight makes no difference.
@@ -189,10 +228,10 @@ class _Probe:
     async def stop(self) -> None:
         """A stop id ends the completion, and is kept."""
         for seed, prompt in enumerate(self.prompts):
-            whole = await self.draw(prompt, seed)
+            whole = await self.draw_the_same(prompt, seed)
             middle = whole.ids[len(whole.ids) // 2]
             expected = whole.ids[: whole.ids.index(middle) + 1]
-            stopped = await self.draw(prompt, seed, stop_ids=(middle,))
+            stopped = await self.draw_the_same(prompt, seed, stop_ids=(middle,))
             require(
                 stopped.ids == expected,
                 f"with stop id {middle}, where {whole.ids} was drawn without, it drew "
@@ -225,41 +264,63 @@ class _Probe:
         import torch
 
         assert self.engine is not None
-        before = await self.draw(self.prompts[0])
-        tensors = {**self.model.model.state_dict(), "no.such.weight": torch.zeros(2)}
-        await _require_refusal(
-            self.engine.publish(WeightsRef(VERSION, tensors)), "an unknown tensor"
+        before = await self.draw_the_same(self.prompts[0])
+        weights, _ = self._other_weights(VERSION)
+        if weights.adapter is None:
+            wrong = {**self.model.model.state_dict(), "no.such.weight": torch.zeros(2)}
+            weights = attrs.evolve(weights, tensors=wrong)
+        else:
+            name = "base_model.model.no.such.layer.lora_{}.weight"
+            more = {name.format(part): torch.zeros(RANK, RANK) for part in "AB"}
+            adapter = attrs.evolve(weights.adapter, tensors={**weights.adapter.tensors, **more})
+            weights = attrs.evolve(weights, adapter=adapter)
+        await _require_refusal(self.engine.publish(weights), "an unknown tensor")
+        after = await self.draw_the_same(self.prompts[0])
+        require(
+            (before.ids, before.version) == (after.ids, after.version)
+            and np.allclose(before.logp, after.logp, rtol=0, atol=self.tolerance),
+            "refused weights changed something",
         )
-        after = await self.draw(self.prompts[0])
-        require(attrs.astuple(before) == attrs.astuple(after), "refused weights changed something")
 
     async def publish(self) -> None:
         """Published weights are sampled from, under their version."""
-        from isentrope.testing._model import perturbed
-
         assert self.engine is not None
-        tensors = perturbed(self.model)
-        await self.engine.publish(WeightsRef(VERSION, tensors))
+        weights, self.weights = self._other_weights(VERSION)
+        await self.engine.publish(weights)
         self.version = VERSION
-        self.weights = tensors
         await self.completion()
         await self._compare_logp(" after publishing", temperature=1.0)
 
     async def copies(self) -> None:
         """What the learner does to its weights after publishing does not reach the engine."""
-        from isentrope.testing._model import perturbed
-
         assert self.engine is not None
-        tensors = perturbed(self.model)
-        await self.engine.publish(WeightsRef(VERSION + 1, tensors))
-        before = await self.draw(self.prompts[0])
-        for tensor in tensors.values():
+        weights, _ = self._other_weights(VERSION + 1)
+        await self.engine.publish(weights)
+        before = await self.draw_the_same(self.prompts[0])
+        published = weights.tensors if weights.adapter is None else weights.adapter.tensors
+        for tensor in published.values():
             tensor.mul_(-3)
-        after = await self.draw(self.prompts[0])
+        after = await self.draw_the_same(self.prompts[0])
         require(
-            (before.ids, before.logp) == (after.ids, after.logp),
+            before.ids == after.ids
+            and np.allclose(before.logp, after.logp, rtol=0, atol=self.tolerance),
             "a change to the published tensors changed what is sampled; copy them",
         )
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether publications bring adapters."""
+        return bool(getattr(self.config, "takes_adapters", False))
+
+    def _other_weights(self, version: int) -> tuple[WeightsRef, dict[str, Tensor]]:
+        """Return other weights to publish, and the same as tensors of the model."""
+        from isentrope.testing._model import adapted, perturbed
+
+        if not self.takes_adapters:
+            tensors = perturbed(self.model)
+            return WeightsRef(version, tensors), tensors
+        adapter, merged = adapted(self.model, RANK, seed=version)
+        return WeightsRef(version, adapter=adapter), merged
 
     async def close(self) -> None:
         """Closing twice is allowed."""

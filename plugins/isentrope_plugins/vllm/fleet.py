@@ -1,0 +1,496 @@
+"""The engine: several vLLM servers, one policy."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import uuid
+from collections import Counter, OrderedDict
+from collections.abc import Coroutine, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+from attrs import define, frozen
+
+from isentrope import (
+    Adapter,
+    Completion,
+    ConfigError,
+    EngineError,
+    EngineUse,
+    LanguageModel,
+    Sampling,
+    WeightsRef,
+)
+from isentrope_plugins.vllm.remote import About, Drawn, LostError, Remote
+from isentrope_plugins.vllm.server import Server, ServerOptions
+
+if TYPE_CHECKING:
+    from isentrope_plugins.vllm.engine import VllmEngine
+
+TRIES = 3
+"""Servers that one request may be tried on: one that ends every server must not reach all."""
+STARTS = 3
+"""How often a server of ours is started, at most."""
+PATIENCE = 60.0
+"""Seconds to wait for a lost server to come back, where none is left."""
+PAUSE = 2.0
+"""Seconds between two looks at a lost server."""
+HOMES = 100_000
+"""Conversations whose server is remembered."""
+_TEXT = "Two words, 3 digits: 456 é\n"
+
+
+@frozen
+class Published:
+    """A version of the policy, as servers know it."""
+
+    version: int
+    name: str | None
+    """Of its adapter, never used before; None: the model itself."""
+    path: Path | None
+
+
+@define(eq=False)
+class Own:
+    """A server that the run started."""
+
+    server: Server
+    starts: int = 1
+
+
+class Fleet:
+    """Samples on vLLM servers; each completion says which version it came from.
+
+    An adapter is published under a name and a path that were never used before: a server's prefix
+    cache is kept by both, and would answer with an older one's states. A request goes on with the
+    adapter that it began with, which is unloaded when nothing uses it any more; its files are
+    deleted one publication later.
+    """
+
+    seeded = False
+
+    def __init__(self, config: VllmEngine, model: LanguageModel, use: EngineUse) -> None:
+        self._config, self._model, self._use = config, model, use
+        self._dtype = config.dtype or use.dtype
+        self._run = uuid.uuid4().hex[:8]  # servers may have known other runs
+        self._current = Published(0, None, None)
+        self._older: list[Published] = []
+        self._remotes: list[Remote] = []
+        self._own: dict[Remote, Own] = {}
+        self._homes: OrderedDict[Hashable, Remote] = OrderedDict()
+        self._counts: Counter[str] = Counter()
+        self._session: aiohttp.ClientSession | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._reviving: asyncio.Task[None] | None = None
+        self._tidying: set[asyncio.Task[None]] = set()
+        self._folder: Path | None = None
+        self._closed: str | None = None
+
+    # ---------------------------------------------------------------- sampling
+
+    async def generate(
+        self, prompt: Sequence[int], sampling: Sampling, conversation: Hashable = None
+    ) -> Completion:
+        """Draw one completion, on the conversation's own server or the least busy one."""
+        self._check(prompt, sampling)
+        await self._opened()
+        reasons: list[str] = []
+        for _ in range(TRIES):
+            remote = await self._choose(conversation)
+            try:
+                return await self._complete(remote, prompt, sampling)
+            except LostError as error:
+                reasons.append(f"{remote.url}: {error}")
+                self._counts["requests_retried"] += 1
+                await self._doubt(remote, error)
+        raise EngineError(f"A request failed {TRIES} times: {'; '.join(reasons)}.")
+
+    async def generate_on_each(
+        self, prompt: Sequence[int], sampling: Sampling
+    ) -> Sequence[Completion]:
+        """Draw one completion on each server that is in use."""
+        self._check(prompt, sampling)
+        await self._opened()
+        asked = self._in_use()
+        found = await asyncio.gather(
+            *(self._complete(remote, prompt, sampling) for remote in asked), return_exceptions=True
+        )
+        for remote, result in zip(asked, found, strict=True):
+            if isinstance(result, LostError):
+                self._lose(remote, str(result))
+            elif isinstance(result, BaseException):
+                raise result
+        drawn = [one for one in found if isinstance(one, Completion)]
+        return drawn or [await self.generate(prompt, sampling)]
+
+    async def _complete(
+        self, remote: Remote, prompt: Sequence[int], sampling: Sampling
+    ) -> Completion:
+        assert remote.about is not None
+        published = self._current
+        name = published.name or remote.about.model
+        try:
+            drawn: Drawn = await remote.complete(name, prompt, sampling)
+        except EngineError as error:
+            if published.name is None or f"`{name}` does not exist" not in str(error):
+                raise
+            remote.adapters.clear()
+            raise LostError("it was restarted, and no longer has the policy") from error
+        finally:
+            self._unload_unused(remote)
+        reason = "stop" if drawn.finish_reason == "stop" else "length"
+        return Completion(drawn.ids, drawn.logp, reason, published.version)
+
+    def _check(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        """Refuse what servers would cut short without a word."""
+        if not prompt:
+            raise EngineError("the prompt is empty; sampling needs at least one token id.")
+        needed = len(prompt) + sampling.max_tokens
+        if needed > self._use.context:
+            raise EngineError(
+                f"a prompt of {len(prompt)} tokens and max_tokens {sampling.max_tokens} need "
+                f"{needed} positions, but servers have {self._use.context}."
+            )
+
+    async def _choose(self, conversation: Hashable) -> Remote:
+        """Return the conversation's server, or else the one with the fewest tokens to go."""
+        if any(remote.lost for remote in self._remotes):
+            self._revive()
+        while not (in_use := self._in_use()):
+            await self._wait_for_any()
+        home = self._homes.get(conversation)
+        if home is None or home.lost:
+            home = min(in_use, key=lambda remote: remote.outstanding)
+        if conversation is not None:
+            self._homes[conversation] = home
+            self._homes.move_to_end(conversation)
+            if len(self._homes) > HOMES:
+                self._homes.popitem(last=False)
+        return home
+
+    # ---------------------------------------------------------------- publishing
+
+    async def publish(self, weights: WeightsRef) -> None:
+        """Have every server load the adapter, under a name of its own."""
+        adapter = weights.adapter
+        if adapter is None:
+            raise EngineError("vLLM servers are sent adapters, not whole weights: train LoRA.")
+        self._check_adapter(adapter)
+        await self._opened()
+        if any(remote.lost for remote in self._remotes):
+            self._revive()
+            assert self._reviving is not None
+            await asyncio.wait([self._reviving], timeout=PAUSE)
+        published = await self._written(weights.version, adapter)
+        assert published.name is not None
+        loaded = await asyncio.gather(
+            *(self._load(remote, published) for remote in self._in_use()), return_exceptions=True
+        )
+        if refusals := [error for error in loaded if isinstance(error, EngineError)]:
+            await self._forget(published)
+            raise refusals[0]
+        if not self._in_use():
+            raise EngineError(self._nothing_left())
+        self._older.append(self._current)
+        self._current = published
+        self._counts["publications"] += 1
+        for remote in self._in_use():
+            self._unload_unused(remote)
+        await self._delete_outdated()
+
+    def _check_adapter(self, adapter: Adapter) -> None:
+        """Refuse adapters of layers that the model does not have, which vLLM would pass over."""
+        layers = {name for name, _ in self._model.model.named_modules()}
+        for name in adapter.tensors:
+            layer, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
+            if layer not in layers or part not in ("A.weight", "B.weight"):
+                raise EngineError(f"The adapter has {name}, and the model no such layer.")
+        rank, most = int(adapter.config["r"]), self._use.rank
+        if most is not None and rank > most:
+            raise EngineError(f"The adapter has rank {rank}; servers were prepared for {most}.")
+
+    async def _written(self, version: int, adapter: Adapter) -> Published:
+        """Write an adapter where servers find it: whole, or not at all."""
+        name = f"isentrope-{self._run}-v{version}-{self._counts['written']}"
+        self._counts["written"] += 1
+
+        def write() -> Path:
+            folder = self._adapters_folder() / name
+            draft = folder.with_suffix(".tmp")
+            adapter.save(draft)
+            return draft.rename(folder)
+
+        try:
+            path = await asyncio.to_thread(write)
+        except OSError as error:
+            raise EngineError(f"The adapter cannot be written: {error}") from error
+        return Published(version, name, path)
+
+    def _adapters_folder(self) -> Path:
+        if self._folder is None:
+            if self._config.adapters is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="isentrope-adapters-"))
+            else:
+                self._folder = self._config.adapters.absolute() / f"isentrope-{self._run}"
+                self._folder.mkdir(parents=True)
+        return self._folder
+
+    async def _load(self, remote: Remote, published: Published) -> None:
+        """Load an adapter; a server that cannot is given up, for it would sample from an old one.
+
+        Raises `EngineError` where it refuses: the next will, too.
+        """
+        assert published.name is not None
+        try:
+            await remote.load(published.name, str(published.path))
+        except LostError as error:
+            self._lose(remote, str(error))
+
+    def _unload_unused(self, remote: Remote) -> None:
+        """Unload older adapters that no request in flight uses."""
+        for name in remote.adapters - {self._current.name}:
+            older = any(one.name == name for one in self._older)
+            if older and not remote.in_flight[name] and not remote.lost:
+                remote.adapters.discard(name)
+                self._in_background(self._unload(remote, name))
+
+    async def _unload(self, remote: Remote, name: str) -> None:
+        try:
+            await remote.unload(name)
+        except LostError as error:
+            await self._doubt(remote, error)
+        except EngineError:  # it does not know it: it was restarted
+            self._counts["unloads_refused"] += 1
+
+    async def _delete_outdated(self) -> None:
+        """Delete files of adapters that no server has had since the publication before."""
+        used = {name for remote in self._remotes for name in remote.adapters}
+        for published in self._older[:-1]:
+            if published.name not in used:
+                await self._forget(published)
+                self._older.remove(published)
+
+    async def _forget(self, published: Published) -> None:
+        if published.path is not None:
+            await asyncio.to_thread(shutil.rmtree, published.path, ignore_errors=True)
+
+    # ---------------------------------------------------------------- servers
+
+    async def _opened(self) -> None:
+        """Start or ask the servers, once."""
+        if self._closed is not None:
+            raise EngineError(self._closed)
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+        await asyncio.shield(self._opening)
+
+    async def _open(self) -> None:
+        # No limit on connections: servers queue better than a client does.
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        urls = self._config.urls
+        owned: dict[str, Server] = {}
+        if not urls:
+            options = await asyncio.to_thread(self._options)
+            started = [Server.start(options) for _ in range(self._config.servers)]
+            owned = {server.url: server for server in started}
+            try:
+                await asyncio.gather(*(asyncio.to_thread(s.wait_ready) for s in started))
+            except BaseException:
+                await asyncio.gather(*(asyncio.to_thread(s.stop) for s in started))
+                raise
+        for url in urls or owned:
+            remote = Remote(url, self._session, self._config.deadline)
+            self._remotes.append(remote)
+            if url in owned:
+                self._own[remote] = Own(owned[url])
+        for remote in self._remotes:
+            try:
+                await self._ask(remote)
+            except LostError as error:
+                raise EngineError(f"No vLLM server answers at {remote.url}: {error}.") from error
+
+    def _options(self) -> ServerOptions:
+        """Return what a server of ours is started with; it blocks where a model must be written."""
+        path = self._model.path
+        if path is None:
+            folder = self._adapters_folder() / "model"
+            self._model.save(folder)
+            path = str(folder)
+        rank = self._use.rank
+        return ServerOptions(
+            model=path,
+            dtype=self._dtype,
+            context=self._use.context,
+            max_loras=0 if rank is None else self._use.staleness + 2,
+            max_lora_rank=rank or 1,
+            flags=(*self._config.flags, *(("--enable-sleep-mode",) * self._config.sleep)),
+        )
+
+    async def _ask(self, remote: Remote) -> None:
+        """Have a server say what it is, and refuse what would not do."""
+        about = remote.about = await remote.ask()
+        self._check_server(remote.url, about)
+        if (tokenizer := self._model.tokenizer) is not None:
+            ours = tokenizer.encode(_TEXT, add_special_tokens=False)
+            if ours != await remote.tokenize(_TEXT):
+                raise ConfigError(
+                    f"{remote.url} serves {about.root} with another tokenizer than the run's "
+                    "model has: it is another model."
+                )
+
+    def _check_server(self, url: str, about: About) -> None:
+        use = self._use
+        if about.dtype != self._dtype:
+            raise ConfigError(
+                f"{url} computes in {about.dtype}, and the learner in {self._dtype}: start it with "
+                f"--dtype {self._dtype}."
+            )
+        if about.logprobs_mode != "processed_logprobs":
+            raise ConfigError(
+                f"{url} reports {about.logprobs_mode}, which leave out the temperature: start it "
+                "with --logprobs-mode processed_logprobs."
+            )
+        if about.context < use.context:
+            raise ConfigError(
+                f"{url} has a context of {about.context} tokens, and episodes {use.context}: start "
+                f"it with --max-model-len {use.context}, or set rollout.context."
+            )
+        if use.rank is None:
+            return
+        if about.max_loras < use.staleness + 2:
+            raise ConfigError(
+                f"{url} holds {about.max_loras} adapters at a time, and {use.staleness + 2} are "
+                f"needed (rollout.staleness + 2): start it with --enable-lora --max-loras "
+                f"{use.staleness + 2}."
+            )
+        if about.max_lora_rank < use.rank:
+            raise ConfigError(
+                f"{url} takes adapters of rank {about.max_lora_rank} at most, and learner.lora.r "
+                f"is {use.rank}: start it with --max-lora-rank {use.rank} or more."
+            )
+
+    def _in_use(self) -> list[Remote]:
+        return [remote for remote in self._remotes if remote.lost is None]
+
+    async def _doubt(self, remote: Remote, error: LostError) -> None:
+        """Give up a server that failed, unless it says that it is well."""
+        hung = isinstance(error.__cause__, TimeoutError)
+        restarted = "restarted" in str(error)
+        if hung or restarted or not await remote.healthy():
+            self._lose(remote, str(error))
+
+    def _lose(self, remote: Remote, why: str) -> None:
+        if remote.lost is None:
+            remote.lost = why
+            remote.adapters.clear()
+            self._counts["servers_lost"] += 1
+
+    def _revive(self) -> None:
+        """Look after lost servers, in the background, until none is lost."""
+        if self._reviving is None or self._reviving.done():
+            self._reviving = asyncio.create_task(self._look_after())
+
+    async def _look_after(self) -> None:
+        while lost := [remote for remote in self._remotes if remote.lost is not None]:
+            await asyncio.gather(*(self._try_again(remote) for remote in lost))
+            if any(remote.lost for remote in lost):
+                await asyncio.sleep(PAUSE)
+
+    async def _try_again(self, remote: Remote) -> None:
+        """Take a server back if it is well again; start one of ours anew if it has ended."""
+        own = self._own.get(remote)
+        try:
+            if own is not None and not (own.server.alive and await remote.healthy()):
+                if own.starts >= STARTS:
+                    return
+                own.starts += 1
+                self._counts["servers_restarted"] += 1
+                await asyncio.to_thread(own.server.stop)
+                own.server = await asyncio.to_thread(Server.start, own.server.options)
+                remote.url = own.server.url
+                await asyncio.to_thread(own.server.wait_ready)
+            await self._ask(remote)
+            while remote.lost is not None:  # a publication may come in between
+                published = self._current
+                if published.name is not None and published.name not in remote.adapters:
+                    await remote.load(published.name, str(published.path))
+                if published is self._current:
+                    remote.lost = None
+        except (LostError, EngineError, ConfigError) as error:
+            remote.lost = str(error)
+
+    async def _wait_for_any(self) -> None:
+        """Wait until a server is back.
+
+        Raises `EngineError` where none comes; from then on at once.
+        """
+        if self._closed is not None:
+            raise EngineError(self._closed)
+        self._revive()
+        end = asyncio.get_running_loop().time() + PATIENCE
+        while not self._in_use():
+            waiting = any(own.starts < STARTS or own.server.alive for own in self._own.values())
+            if asyncio.get_running_loop().time() > end and not waiting:
+                self._closed = self._nothing_left()
+                raise EngineError(self._closed)
+            await asyncio.sleep(0.1)
+
+    def _nothing_left(self) -> str:
+        reasons = "; ".join(f"{remote.url}: {remote.lost}" for remote in self._remotes)
+        return f"No vLLM server is left ({reasons})."
+
+    # ---------------------------------------------------------------- the rest
+
+    async def rest(self) -> None:
+        """Have servers give their memory to the learner, where they are to."""
+        await self._on_each("/sleep?level=1")
+
+    async def wake(self) -> None:
+        """Have them take it back."""
+        await self._on_each("/wake_up")
+
+    async def _on_each(self, path: str) -> None:
+        if not self._config.sleep:
+            return
+        remotes = self._in_use()
+        done = await asyncio.gather(*(r.post(path) for r in remotes), return_exceptions=True)
+        for remote, error in zip(remotes, done, strict=True):
+            if isinstance(error, LostError):
+                self._lose(remote, str(error))
+            elif error is not None:
+                raise error
+
+    def counts(self) -> Mapping[str, float]:
+        """Return what there is to count."""
+        names = ("publications", "requests_retried", "servers_lost", "servers_restarted")
+        return {name: self._counts[name] for name in names}
+
+    async def close(self) -> None:
+        """Stop servers of ours; have the others forget our adapters; delete what was written."""
+        self._closed = "the engine is closed; build another one to go on."
+        tasks = [t for t in (self._opening, self._reviving, *self._tidying) if t is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for remote in self._remotes:
+            for name in () if remote in self._own else sorted(remote.adapters):
+                try:
+                    await asyncio.wait_for(remote.unload(name), 5.0)
+                except (LostError, EngineError, TimeoutError):
+                    break
+        await asyncio.gather(*(asyncio.to_thread(own.server.stop) for own in self._own.values()))
+        self._own.clear()
+        self._remotes.clear()
+        if self._session is not None:
+            await self._session.close()
+        if self._folder is not None:
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tidying.add(task)
+        task.add_done_callback(self._tidying.discard)
