@@ -30,7 +30,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Largest ranks of adapters that vLLM can be prepared for."""
 GRACE = 10.0
 """Seconds that a server has to end by itself."""
-LINES = 6
+LINES, WIDTH = 6, 400
 """Of a log, in an error."""
 TORCHRUN = (
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
@@ -38,7 +38,10 @@ TORCHRUN = (
 )
 """Variables of a run under torchrun, which a server would take for its own."""
 _ERROR = re.compile(r"(?:[\w.]*\.)?\w*(?:Error|Exception|Exit|Interrupt)\b(?:: .*)?|.*: error: .*")
-_PREFIX = re.compile(r"^(?:\([^)]*\) )?(?:(?:INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[\S+\] ?)?")
+_PREFIX = re.compile(
+    r"^(?:\([^)]*\) )?(?:(?:INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[\S+\] ?)?"
+)
+_ECHO = re.compile(r"[Ss]ee (?:root cause|stack trace)")
 _KEEPER = Path(__file__).with_name("keeper.py")
 
 
@@ -81,7 +84,9 @@ class ServerOptions:
             flags["max-lora-rank"] = _rank(self.max_lora_rank)
         switches = ["enable-prefix-caching", "enable-prompt-tokens-details"]
         switches += ["enable-lora"] * bool(self.max_loras)
-        switches += ["enforce-eager"] * (device == "cpu")  # compiling costs more than it gives there
+        switches += ["enforce-eager"] * (
+            device == "cpu"
+        )  # compiling costs more than it gives there
         switches += ["disable-uvicorn-access-log"]  # a line for every request
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         return ["serve", model, *words, *(f"--{name}" for name in switches), *self.flags]
@@ -231,15 +236,21 @@ class Server:
 
 
 def telling(log: Path) -> list[str]:
-    """Return the lines of a log that tell most: its errors, else the last ones.
+    """Return the lines of a log that tell most: its last errors, else its last lines.
 
-    vLLM's processes each log the trace of what another said to them; the first error is the cause.
+    Each of vLLM's processes logs what it was told of another's error; those lines say no more.
     """
     text = log.read_text(encoding="utf-8", errors="replace")
-    lines = [_PREFIX.sub("", line).rstrip() for line in text.splitlines()]
-    errors = [line for line in lines if _ERROR.fullmatch(line)]
-    chosen = list(dict.fromkeys(errors))[:LINES] or [line for line in lines if line][-LINES:]
-    return chosen or ["it is empty"]
+    lines = [_PREFIX.sub("", line).rstrip()[:WIDTH] for line in text.splitlines()]
+    errors = [
+        # pydantic's reason is on the line below
+        f"{line}: {after.strip()}" if line.startswith("pydantic") else line
+        for line, after in zip(lines, [*lines[1:], ""], strict=True)
+        if _ERROR.fullmatch(line)
+    ]
+    causes = [line for line in errors if not _ECHO.search(line)] or errors
+    last = list(dict.fromkeys(reversed(causes)))[:LINES][::-1]
+    return last or [line for line in lines if line][-LINES:] or ["(nothing)"]
 
 
 def find_model(model: str) -> tuple[str, bool]:
