@@ -1,0 +1,1 @@
+"""vLLM: its servers in an interpreter of their own, which a run talks to over HTTP."""
