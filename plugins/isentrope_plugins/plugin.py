@@ -32,4 +32,10 @@ def isentrope_engines() -> list[ComponentSpec]:
             "isentrope_plugins.sampler.engine:TransformersEngine",
             "Batched sampling in this process, no server; CPU or GPU",
         ),
+        ComponentSpec(
+            "engine",
+            "vllm",
+            "isentrope_plugins.vllm.engine:VllmEngine",
+            "vLLM servers, running or the run's own; adapters are swapped while they serve",
+        ),
     ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from attrs import field, frozen, validators
+from attrs import converters, field, frozen, validators
 
 from isentrope import ConfigError, Engine, EngineUse, LanguageModel
 from isentrope.validation import flag, one_of, real, whole
@@ -16,9 +17,13 @@ SPARE = 2
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-def _urls(values: object) -> tuple[str, ...]:
+def _urls(values: str | Iterable[str]) -> tuple[str, ...]:
     listed = [values] if isinstance(values, str) else values
-    return tuple(str(url).rstrip("/").removesuffix("/v1") for url in listed)  # type: ignore[attr-defined]
+    return tuple(url.rstrip("/").removesuffix("/v1") for url in listed)
+
+
+def _words(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
 
 
 @frozen(kw_only=True)
@@ -35,13 +40,13 @@ class VllmEngine:
     """Of running servers (`isentrope vllm serve`). None: the run starts its own."""
     servers: int = field(default=1, validator=whole(1))
     """How many it starts, on this machine."""
-    flags: tuple[str, ...] = field(default=(), converter=tuple)
+    flags: tuple[str, ...] = field(default=(), converter=_words)
     """More flags of ``vllm serve`` for those."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = field(
         default=None, validator=validators.optional(one_of(_DTYPES))
     )
     """What servers compute in, where nothing is trained; in training it is `learner.dtype`."""
-    adapters: Path | None = field(default=None, converter=lambda p: None if p is None else Path(p))
+    adapters: Path | None = field(default=None, converter=converters.optional(Path))
     """A folder for adapters that servers on other machines see under the same path; None: one of
     this machine's own, which ends with the run."""
     deadline: float = field(default=600.0, validator=real(above=0))
@@ -59,9 +64,7 @@ class VllmEngine:
             raise ConfigError("engine.flags are for servers that the run starts: leave out urls.")
         for url in self.urls:
             if not url.startswith(("http://", "https://")):
-                raise ConfigError(
-                    f"engine.urls must be like http://127.0.0.1:8000; got {url!r}."
-                )
+                raise ConfigError(f"engine.urls must be like http://127.0.0.1:8000; got {url!r}.")
 
     def build(self, model: LanguageModel, use: EngineUse) -> Engine:
         """Return an engine; servers are started, or asked, when it is first used.

@@ -60,6 +60,11 @@ class Own:
     server: Server
     starts: int = 1
 
+    @property
+    def ended(self) -> str | None:
+        """What there is to say of it, if it has ended."""
+        return None if self.server.alive else self.server.obituary()
+
 
 class Fleet:
     """Samples on vLLM servers; each completion says which version it came from.
@@ -141,8 +146,7 @@ class Fleet:
             raise LostError("it was restarted, and no longer has the policy") from error
         finally:
             self._unload_unused(remote)
-        reason = "stop" if drawn.finish_reason == "stop" else "length"
-        return Completion(drawn.ids, drawn.logp, reason, published.version)
+        return Completion(drawn.ids, drawn.logp, drawn.finish_reason, published.version)
 
     def _check(self, prompt: Sequence[int], sampling: Sampling) -> None:
         """Refuse what servers would cut short without a word."""
@@ -326,7 +330,7 @@ class Fleet:
             context=self._use.context,
             max_loras=0 if rank is None else self._use.staleness + 2,
             max_lora_rank=rank or 1,
-            flags=(*self._config.flags, *(("--enable-sleep-mode",) * self._config.sleep)),
+            flags=self._config.flags + ("--enable-sleep-mode",) * self._config.sleep,
         )
 
     async def _ask(self, remote: Remote) -> None:
@@ -404,7 +408,7 @@ class Fleet:
         own = self._own.get(remote)
         try:
             if own is not None and not (own.server.alive and await remote.healthy()):
-                if own.starts >= STARTS:
+                if not self._may_start(remote, own):
                     return
                 own.starts += 1
                 self._counts["servers_restarted"] += 1
@@ -430,17 +434,30 @@ class Fleet:
         if self._closed is not None:
             raise EngineError(self._closed)
         self._revive()
-        end = asyncio.get_running_loop().time() + PATIENCE
+        end = asyncio.get_running_loop().time() + PATIENCE * (not self._own)
         while not self._in_use():
-            waiting = any(own.starts < STARTS or own.server.alive for own in self._own.values())
-            if asyncio.get_running_loop().time() > end and not waiting:
+            starting = any(
+                own.server.alive or self._may_start(remote, own)
+                for remote, own in self._own.items()
+            )
+            if asyncio.get_running_loop().time() > end and not starting:
                 self._closed = self._nothing_left()
                 raise EngineError(self._closed)
             await asyncio.sleep(0.1)
 
+    @staticmethod
+    def _may_start(remote: Remote, own: Own) -> bool:
+        """Whether another start may help: not one that never worked."""
+        return own.starts < STARTS and remote.completed > 0
+
     def _nothing_left(self) -> str:
-        reasons = "; ".join(f"{remote.url}: {remote.lost}" for remote in self._remotes)
-        return f"No vLLM server is left ({reasons})."
+        reasons = [self._reason(remote) for remote in self._remotes]
+        return "No vLLM server is left. " + "\n".join(reasons)
+
+    def _reason(self, remote: Remote) -> str:
+        own = self._own.get(remote)
+        ended = None if own is None else own.ended
+        return ended or f"{remote.url}: {remote.lost}."
 
     # ---------------------------------------------------------------- the rest
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 from attrs import define, field, frozen
@@ -46,7 +46,7 @@ class Drawn:
 
     ids: tuple[int, ...]
     logp: tuple[float, ...]
-    finish_reason: str
+    finish_reason: Literal["stop", "length"]
 
 
 @define(eq=False)
@@ -64,6 +64,8 @@ class Remote:
     """Tokens of the requests in flight, prompts and longest completions."""
     in_flight: Counter[str] = field(factory=Counter)
     """Requests by the name of the model or adapter."""
+    completed: int = 0
+    """Completions that it drew so far."""
     adapters: set[str] = field(factory=set)
     """Names of the adapters that it was given by this engine."""
 
@@ -187,6 +189,7 @@ class Remote:
             )
         if not all(math.isfinite(value) for value in logp):
             raise EngineError(f"{self.url} gave a sampled token a log-prob that is not finite.")
+        self.completed += 1
         return Drawn(ids, logp, reason)
 
     async def _call(

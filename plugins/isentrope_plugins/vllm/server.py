@@ -16,7 +16,6 @@ from typing import Self
 
 from attrs import field, frozen
 
-
 from isentrope import ConfigError, EngineError, Run
 from isentrope.validation import one_of, whole
 from isentrope_plugins.vllm.place import VARIABLE, Place

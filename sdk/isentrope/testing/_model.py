@@ -67,6 +67,7 @@ def perturbed(model: LanguageModel) -> dict[str, Tensor]:
     return weights
 
 
+@torch.no_grad()
 def adapted(model: LanguageModel, rank: int, seed: int) -> tuple[Adapter, dict[str, Tensor]]:
     """Return random adapters of every linear layer but the last, and the weights with them added.
 
@@ -75,7 +76,7 @@ def adapted(model: LanguageModel, rank: int, seed: int) -> tuple[Adapter, dict[s
     import peft
 
     rng = torch.Generator().manual_seed(seed)
-    weights = {name: t.detach().clone() for name, t in model.model.state_dict().items()}
+    weights = dict(model.model.state_dict(keep_vars=True))  # tied ones stay the same object
     plain: Any = model.model
     head = plain.get_output_embeddings()
     tensors: dict[str, Tensor] = {}

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 TOKENS = 8
 RANK = 4
 """Of published adapters."""
-NEARLY_GREEDY = 0.02
-"""A temperature at which an engine without seeds draws the same again."""
 PROMPT_LENGTHS = (3, 7, 1, 5)
 VERSION = 7
 """Of the weights that are published; none that an engine would arrive at by counting."""
@@ -134,7 +132,7 @@ class _Probe:
     ) -> Completion:
         """Ask for a completion that will come again."""
         if not self.seeded:
-            sampling["temperature"] = NEARLY_GREEDY
+            sampling["top_k"] = 1
         return await self.draw(prompt, seed, **sampling)
 
     async def draw(self, prompt: tuple[int, ...], seed: int = 0, **sampling: object) -> Completion:
