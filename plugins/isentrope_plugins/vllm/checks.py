@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from isentrope import Diagnosis, IsentropeError
-from isentrope_plugins.vllm.installation import ask, faults, is_ours
+from isentrope_plugins.vllm.installation import examine, is_ours
 from isentrope_plugins.vllm.place import Place
 
 
@@ -17,12 +17,9 @@ def check() -> Iterator[Diagnosis]:
         yield Diagnosis("vllm", "absent", message)
         return
     try:
-        fault = next(faults(place), None)
+        number, platform = examine(place).split()
     except (OSError, IsentropeError) as error:
-        fault = f"{type(error).__name__}: {error}"
-    if fault is not None:
-        message = f"{place.root}: {fault}; to repair it: isentrope vllm install"
+        message = f"{place.root}: {error}; to repair it: isentrope vllm install"
         yield Diagnosis("vllm", "broken", message)
         return
-    number, platform = ask(place.python).split()
     yield Diagnosis("vllm", "ok", f"{number}, platform {platform}, in {place.root}")

@@ -99,23 +99,24 @@ def is_ours(place: Place) -> bool:
         return False
 
 
-def is_current(place: Place, device: str | None = None) -> bool:
-    """Say whether it is whole, and has what is required of it now, for `device`."""
-    wanted = device or place.device
-    if wanted is None or not place.stamp.is_file():
-        return False
-    return place.stamp.read_bytes() == requirements(wanted).read_bytes()
+def is_current(place: Place) -> bool:
+    """Say whether it is whole, and has what is required of it now."""
+    device = place.device
+    return device is not None and place.stamp.read_bytes() == requirements(device).read_bytes()
 
 
-def faults(place: Place) -> Iterator[str]:
-    """Say what is wrong with it."""
+def examine(place: Place) -> str:
+    """Have an installation import vLLM; return its version and platform, such as 0.32.0 cpu.
+
+    Raises `IsentropeError` where it is not what it should be.
+    """
     if not is_current(place):
-        yield "it is not finished, or of another version of Isentrope"
-        return
+        raise IsentropeError("it is not finished, or of another version of Isentrope")
     wanted = f"{version(str(place.device))} {'cpu' if place.device == 'cpu' else 'cuda'}"
     found = ask(place.python)
     if found != wanted:
-        yield f"it is vLLM {found}, and not {wanted}"
+        raise IsentropeError(f"it is vLLM {found}, and not {wanted}")
+    return found
 
 
 def ask(python: Path) -> str:
@@ -206,9 +207,9 @@ def _alone(place: Place, say: Say) -> Iterator[None]:
 def _install(place: Place, device: str, say: Say) -> None:
     began = time.monotonic()
     found = ""
-    if is_current(place, device):
-        with contextlib.suppress(IsentropeError, OSError):  # broken since: made anew
-            found = ask(place.python)
+    if place.device == device:
+        with contextlib.suppress(IsentropeError, OSError):  # made anew
+            found = examine(place)
     if not found:
         about = f"vLLM {version(device)} for the {device.upper()} in {place.root}"
         large = "3.4 GB" if device == "cpu" else "10 GB and more"
@@ -242,7 +243,7 @@ def _make(place: Place, device: str) -> str:
 def _rename(folder: Path, to: Path) -> None:
     """Move a virtual environment; scripts in its bin name the folder that they are in."""
     for script in (folder / "bin").iterdir():
-        if not script.is_symlink():
+        if script.is_file() and not script.is_symlink():
             text = script.read_bytes()
             script.write_bytes(text.replace(bytes(folder), bytes(to)))
     if to.exists():

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -204,7 +205,8 @@ class Server:
     def obituary(self) -> str:
         """Say how it ended, with its log's last words: for a server that is not alive."""
         status = self._process.wait()
-        how = f"exit status {status}" if status < 128 else f"signal {status - 128}"
+        number = -status if status < 0 else status - 128  # its keeper's, or its own
+        how = f"signal {number}" if number > 0 else f"exit status {status}"
         return (
             f"vLLM's server of {self.options.model} at {self.url} ended with {how}; from its log, "
             f"{self.log}:\n{self.tail()}"
@@ -252,7 +254,7 @@ def telling(log: Path) -> list[str]:
     errors = [
         # pydantic's reason is on the line below
         f"{line}: {after.strip()}" if line.startswith("pydantic") else line
-        for line, after in zip(lines, [*lines[1:], ""], strict=True)
+        for line, after in zip_longest(lines, lines[1:], fillvalue="")
         if _ERROR.fullmatch(line)
     ]
     causes = [line for line in errors if not _ECHO.search(line)] or errors
@@ -272,6 +274,8 @@ def find_model(model: str) -> tuple[str, bool]:
         return str(folder), True
     if folder.exists() or folder.name == "policy":
         raise ConfigError(f"{folder} holds no model: it has no config.json.")
+    if model.startswith(("/", ".", "~")):
+        raise ConfigError(f"{folder} does not exist.")
     from transformers.utils.hub import cached_file
 
     try:
