@@ -20,14 +20,6 @@ from isentrope_plugins.vllm.server import Server, ServerOptions
 NAMED = os.environ.get(VARIABLE)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all tests here to one of pytest-xdist's workers, so that there is one server."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("vllm"))
-
-
 @pytest.fixture(scope="session")
 def vllm() -> Place:
     """A whole installation, for slow tests."""

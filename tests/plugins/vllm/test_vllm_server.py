@@ -216,11 +216,12 @@ time.sleep(600)
 
 
 @pytest.fixture
-def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A word in the environment of all that a test starts, and a temporary folder of its own."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    return str(tmp_path)
+def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A word in the environment of all that a test starts: a temporary folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="vllm-") as folder:  # pytest's is too deep for sockets
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield folder
 
 
 def test_a_server_outlives_the_thread_that_started_it_and_nothing_of_it_outlives_the_process(
@@ -266,6 +267,22 @@ def test_a_keeper_ends_as_its_server_did_and_takes_the_rest_with_it(mark: str) -
     with subprocess.Popen(command, stdin=subprocess.PIPE) as keeper:
         assert 3 == keeper.wait(timeout=20)
     assert [] == processes(mark)
+
+
+def test_a_servers_temporary_folder_has_a_path_short_enough_for_its_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("deep" * 20)
+    deep.mkdir()
+    monkeypatch.setenv("TMPDIR", str(deep))
+    command = [sys.executable, str(KEEPER), str(os.getpid()), "9", "/bin/sh", "-c"]
+    command.append('echo "$TMPDIR"; : > "$TMPDIR/left"')
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as keeper:
+        assert keeper.stdout is not None
+        told = keeper.stdout.readline().decode().strip()
+        assert 0 == keeper.wait(timeout=20)
+    assert len(f"{told}/01234567-0123-0123-0123-0123456789ab") <= 107
+    assert not Path(told).exists()
 
 
 # Real servers
