@@ -39,3 +39,29 @@ def isentrope_engines() -> list[ComponentSpec]:
             "vLLM servers, running or the run's own; adapters are swapped while they serve",
         ),
     ]
+
+
+@hookimpl
+def isentrope_commands() -> list[ComponentSpec]:
+    """Return the verbs of the command line."""
+    return [
+        ComponentSpec(
+            "command",
+            "vllm",
+            "isentrope_plugins.vllm.commands:app",
+            "Install vLLM, in an interpreter of its own; serve a model; or remove it",
+        )
+    ]
+
+
+@hookimpl
+def isentrope_checks() -> list[ComponentSpec]:
+    """Return what the doctor asks."""
+    return [
+        ComponentSpec(
+            "check",
+            "vllm",
+            "isentrope_plugins.vllm.checks:check",
+            "Whether vLLM is installed and can be imported",
+        )
+    ]

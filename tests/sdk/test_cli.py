@@ -183,7 +183,8 @@ def test_the_doctor_tells_what_works_and_asks_plugins(
     acme: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STATE", "absent")
-    monkeypatch.setenv("ISENTROPE_APPWORLD", str(acme / "nowhere"))  # not what is half installed
+    for name in ("ISENTROPE_APPWORLD", "ISENTROPE_VLLM"):  # not what is half installed
+        monkeypatch.setenv(name, str(acme / "nowhere"))
     fine = isentrope("doctor", cwd=acme)
     lines = fine.stdout.splitlines()
     assert 0 == fine.returncode, fine.stdout

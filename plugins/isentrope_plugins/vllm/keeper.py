@@ -1,9 +1,9 @@
 """Keeps one vLLM server: ends all of it when it is told to, or when the run is gone.
 
-Standard library only, and run as a script: ``keeper.py RUN GRACE COMMAND...``, where RUN is the id of
-the process that starts it and GRACE the seconds that the server has to end by itself. A server is
-several processes; when the first of them is killed, others may stay. So they are all below this
-one, which what is orphaned comes to. It ends the server when its standard input says so or ends,
+Standard library only, and run as a script: ``keeper.py RUN GRACE COMMAND...``, where RUN is the id
+of the process that starts it and GRACE the seconds that the server has to end by itself. A server
+is several processes; when the first of them is killed, others may stay. So they are all below this
+one, which what is orphaned comes to, and have a temporary folder of their own. It ends the server when its standard input says so or ends,
 when it is asked to by a signal, and when RUN has ended, however that went: that is seen whichever
 thread started it, and whoever else holds the other end of its standard input.
 """
@@ -24,6 +24,8 @@ import time
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 PATIENCE = 5.0
 """Seconds that it goes on killing what will not die."""
+LONGEST = 40
+"""Letters of a temporary folder's path below which vLLM's sockets, with 107 in all, find room."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -37,13 +39,15 @@ def main(run: int, grace: float, command: list[str]) -> int:
     asked, asks = os.pipe()
     os.set_blocking(asks, False)
     signal.set_wakeup_fd(asks)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
-    folder = tempfile.mkdtemp(prefix="isentrope-vllm-")  # vLLM leaves files behind
+    for word in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(word, lambda *_: None)
+    compiled = os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
+    short = len(tempfile.gettempdir()) <= LONGEST
+    folder = tempfile.mkdtemp(prefix="isentrope-vllm-", dir=None if short else "/tmp")  # noqa: S108
     try:
         server = subprocess.Popen(  # noqa: S603  # the run's own command
             command,
-            env={**os.environ, "TMPDIR": folder},
+            env={"TORCHINDUCTOR_CACHE_DIR": compiled, **os.environ, "TMPDIR": folder},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=_die_with_keeper,

@@ -10,6 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -44,12 +47,16 @@ _ECHO = re.compile(r"[Ss]ee (?:root cause|stack trace)")
 _KEEPER = Path(__file__).with_name("keeper.py")
 
 
+def _strings(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
 @frozen(kw_only=True)
 class ServerOptions:
     """What a server serves, and how."""
 
     model: str = field(converter=str)
-    """A folder in transformers' format, a run folder, which stands for its policy, or a hub's name."""
+    """A folder in transformers' format, a run's, which stands for its policy, or a hub's name."""
     dtype: str = field(default="float32", validator=one_of(DTYPES))
     """What it computes in: the learner's, or the difference is in every ratio."""
     context: int | None = None
@@ -60,9 +67,9 @@ class ServerOptions:
     """Largest rank of an adapter; vLLM is prepared for the next that it knows."""
     port: int = field(default=0, validator=whole(0))
     """0: a free one."""
-    gpus: tuple[str, ...] = field(default=(), converter=tuple)
+    gpus: tuple[str, ...] = field(default=(), converter=_strings)
     """Which it sees, as CUDA_VISIBLE_DEVICES names them; none: those that the run sees."""
-    flags: tuple[str, ...] = field(default=(), converter=tuple)
+    flags: tuple[str, ...] = field(default=(), converter=_strings)
     """More flags of ``vllm serve``; they win over ours."""
 
     def command(self, model: str, port: int, device: str) -> list[str]:
@@ -107,7 +114,7 @@ class ServerOptions:
         if device == "cpu":
             # Else every server binds itself to the same cores, with a thread for each.
             defaults = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-            defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"
+            defaults |= {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1"}
         return {**defaults, **kept, **ours}
 
 
@@ -128,7 +135,7 @@ class Server:
         self.options, self.log = options, log
         self.url = f"http://{HOST}:{held.getsockname()[1]}"
         self._process, self._held = process, held
-        self._ready = False
+        self._ready = self._worked = False
 
     @classmethod
     def start(cls, options: ServerOptions, place: Place | None = None) -> Server:
@@ -198,7 +205,8 @@ class Server:
     def obituary(self) -> str:
         """Say how it ended, with its log's last words: for a server that is not alive."""
         status = self._process.wait()
-        how = f"exit status {status}" if status < 128 else f"signal {status - 128}"
+        number = -status if status < 0 else status - 128  # its keeper's, or its own
+        how = f"signal {number}" if number > 0 else f"exit status {status}"
         return (
             f"vLLM's server of {self.options.model} at {self.url} ended with {how}; from its log, "
             f"{self.log}:\n{self.tail()}"
@@ -208,18 +216,20 @@ class Server:
         """Return the lines of its log that tell most: its errors, else the last ones."""
         return "\n".join(f"  {line}" for line in telling(self.log))
 
+    def ask_to_stop(self) -> None:
+        """Have it end, without waiting for that, so that several can end side by side."""
+        self._worked = self._worked or (self._ready and self.alive)
+        assert self._process.stdin is not None
+        with suppress(OSError, ValueError):  # it has ended already
+            self._process.stdin.write(b"stop")
+            self._process.stdin.flush()
+
     def stop(self) -> None:
         """End all of it, and wait for that; its log stays only where something went wrong."""
-        worked = self._ready and self.alive
-        if self._process.stdin is not None:
-            try:
-                self._process.stdin.write(b"stop")
-                self._process.stdin.close()
-            except OSError:  # it has ended already
-                pass
-        self._process.wait()
+        self.ask_to_stop()
+        self._process.communicate()
         self._held.close()
-        if worked:
+        if self._worked:
             self.log.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
@@ -244,7 +254,7 @@ def telling(log: Path) -> list[str]:
     errors = [
         # pydantic's reason is on the line below
         f"{line}: {after.strip()}" if line.startswith("pydantic") else line
-        for line, after in zip(lines, [*lines[1:], ""], strict=True)
+        for line, after in zip_longest(lines, lines[1:], fillvalue="")
         if _ERROR.fullmatch(line)
     ]
     causes = [line for line in errors if not _ECHO.search(line)] or errors
@@ -264,7 +274,9 @@ def find_model(model: str) -> tuple[str, bool]:
         return str(folder), True
     if folder.exists() or folder.name == "policy":
         raise ConfigError(f"{folder} holds no model: it has no config.json.")
-    from transformers.utils import cached_file
+    if model.startswith(("/", ".", "~")):
+        raise ConfigError(f"{folder} does not exist.")
+    from transformers.utils.hub import cached_file
 
     try:
         cached_file(model, "config.json")
@@ -272,6 +284,24 @@ def find_model(model: str) -> tuple[str, bool]:
         reason = " ".join(str(error).split())
         raise ConfigError(f"Model {model!r} is no folder, and no hub's: {reason}") from error
     return model, False
+
+
+def share_gpus(servers: int) -> list[tuple[str, ...]]:
+    """Deal the GPUs that this process sees to some servers, as many to each.
+
+    Raises `ConfigError` where there are fewer than servers.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)  # noqa: S607
+        count = sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+        seen = [str(i) for i in range(count)]
+    else:
+        seen = [name.strip() for name in named.split(",") if name.strip()]
+    if len(seen) < servers:
+        raise ConfigError(f"{servers} servers need a GPU each; this process sees {len(seen)}.")
+    share = len(seen) // servers
+    return [tuple(seen[i * share : (i + 1) * share]) for i in range(servers)]
 
 
 def _rank(rank: int) -> int:
