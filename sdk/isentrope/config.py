@@ -93,7 +93,8 @@ class RolloutConfig:
     staleness: int = field(default=0, validator=whole(0))
     """How many updates old the policy may be that sampled what is learnt from. 0: collecting and
     learning take turns. 1: the next iteration's episodes are collected while this one's are learnt
-    from; results then depend on the machine's speed."""
+    from. Results then depend on the machine's speed, and the entropy that is logged and controlled
+    is that of the policies that sampled."""
     workers: WorkerConfig = field(factory=WorkerConfig, validator=instance_of(WorkerConfig))
 
     def context_within(self, positions: int) -> int:

@@ -38,6 +38,7 @@ from isentrope.learner.learner import Learner, StepReport
 from isentrope.learner.metrics import (
     Clock,
     learning_metrics,
+    of_sampled,
     performance_metrics,
     rollout_metrics,
 )
@@ -323,6 +324,8 @@ class Trainer:
         """Measure the experience, before anything is filtered out of it."""
         measured = concatenate(scores)
         entropy = -float(measured.logp.double().mean())
+        if self.config.rollout.staleness:  # of what older policies sampled, that is no entropy
+            entropy = -float(of_sampled(episodes, "logp").astype(np.float64).mean())
         exact = None if measured.entropy is None else float(measured.entropy.double().mean())
         if not math.isfinite(entropy):
             raise TrainingError(

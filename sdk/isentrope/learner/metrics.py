@@ -40,7 +40,7 @@ def rollout_metrics(
     """
     stops = Counter(e.stop_reason for e in episodes)
     statuses = Counter(e.status for e in episodes)
-    age = version - _of_sampled(good, "version")
+    age = version - of_sampled(good, "version")
     parts = sorted({key for e in good for key in e.metrics})
     return {
         "tokens": int(sum(e.sampled_tokens for e in episodes)),
@@ -60,14 +60,14 @@ def rollout_metrics(
     }
 
 
-def _of_sampled(episodes: Sequence[Episode], name: str) -> NDArray[Any]:
+def of_sampled(episodes: Sequence[Episode], name: str) -> NDArray[Any]:
     """Return a column of all segments, at the tokens that were sampled."""
     return np.concatenate([getattr(s, name)[s.sampled] for e in episodes for s in e.segments])
 
 
 def _mismatch_metrics(good: Sequence[Episode], scores: TokenScores) -> Metrics:
     """How far the engine's log-probs are from the learner's: in all, and where."""
-    theirs = torch.from_numpy(_of_sampled(good, "logp"))
+    theirs = torch.from_numpy(of_sampled(good, "logp"))
     position = torch.from_numpy(
         np.concatenate([s.sampled.nonzero()[0] for e in good for s in e.segments])
     )
