@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from isentrope import ConfigError, IsentropeError, UnknownNameError
-from isentrope_plugins.vllm.place import VARIABLE, Place
+from isentrope_plugins.vllm.place import VARIABLE, Place, count_gpus
 
 Say = Callable[[str], object]
 Device = Literal["cpu", "gpu"]
@@ -58,7 +58,7 @@ def install(
     place = Place.default() if root is None else Place(root)
     if device is not None and device not in DEVICES:
         raise UnknownNameError("Device", device, DEVICES)
-    chosen = device or place.device or ("gpu" if has_gpu() else "cpu")
+    chosen = device or place.device or ("gpu" if count_gpus() else "cpu")
     _check(place)
     try:
         with _alone(place, say):
@@ -138,15 +138,6 @@ def version(device: str) -> str:
         if line.startswith("vllm")
     )
     return found
-
-
-def has_gpu() -> bool:
-    """Say whether this machine has an NVIDIA GPU that its driver can use."""
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False)  # noqa: S607
-    except OSError:
-        return False
-    return done.returncode == 0 and b"GPU 0" in done.stdout
 
 
 def size(folder: Path) -> int:

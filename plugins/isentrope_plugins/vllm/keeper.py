@@ -3,9 +3,10 @@
 Standard library only, and run as a script: ``keeper.py RUN GRACE COMMAND...``, where RUN is the id
 of the process that starts it and GRACE the seconds that the server has to end by itself. A server
 is several processes; when the first of them is killed, others may stay. So they are all below this
-one, which what is orphaned comes to, and have a temporary folder of their own. It ends the server when its standard input says so or ends,
-when it is asked to by a signal, and when RUN has ended, however that went: that is seen whichever
-thread started it, and whoever else holds the other end of its standard input.
+one, which what is orphaned comes to, and have a temporary folder of their own. It ends the server
+when its standard input says so or ends, when it is asked to by a signal, and when RUN has ended,
+however that went: that is seen whichever thread started it, and whoever else holds the other end
+of its standard input.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where vLLM is: one folder with an interpreter of its own.
+"""Where vLLM is: one folder with an interpreter of its own, on a machine with or without GPUs.
 
 ::
 
@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 from attrs import field, frozen
@@ -67,3 +68,12 @@ class Place:
     def building(self) -> Path:
         """Where the interpreter is made, to be renamed when it is whole."""
         return self.root / "building"
+
+
+def count_gpus() -> int:
+    """Return how many NVIDIA GPUs this machine has, by its driver's word."""
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)  # noqa: S607
+    except OSError:
+        return 0
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())

@@ -17,11 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from attrs import field, frozen
+from attrs import field, frozen, validators
 
 from isentrope import ConfigError, EngineError, Run
 from isentrope.validation import one_of, whole
-from isentrope_plugins.vllm.place import VARIABLE, Place
+from isentrope_plugins.vllm.place import VARIABLE, Place, count_gpus
 
 HOST = "127.0.0.1"
 """Who reaches a server can load weights into it, and more: it is for this machine's users alone."""
@@ -59,7 +59,7 @@ class ServerOptions:
     """A folder in transformers' format, a run's, which stands for its policy, or a hub's name."""
     dtype: str = field(default="float32", validator=one_of(DTYPES))
     """What it computes in: the learner's, or the difference is in every ratio."""
-    context: int | None = None
+    context: int | None = field(default=None, validator=validators.optional(whole(1)))
     """Longest sequence, in tokens; None: what the model allows."""
     max_loras: int = field(default=2, validator=whole(0))
     """Adapters in use at the same time; requests of one more wait. 0: no adapters."""
@@ -293,9 +293,7 @@ def share_gpus(servers: int) -> list[tuple[str, ...]]:
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)  # noqa: S607
-        count = sum(line.startswith("GPU ") for line in done.stdout.splitlines())
-        seen = [str(i) for i in range(count)]
+        seen = [str(i) for i in range(count_gpus())]
     else:
         seen = [name.strip() for name in named.split(",") if name.strip()]
     if len(seen) < servers:

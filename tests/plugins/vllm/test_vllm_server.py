@@ -394,41 +394,34 @@ def test_serving_nothing_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("word", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_servers_are_served_until_they_are_stopped(
-    vllm: Place, tiny_model: Path, mark: str, word: signal.Signals, status: int
-) -> None:
-    servers = 2 if word == signal.SIGINT else 1
-    options = ("--servers", servers, "--context", 256, "--", "--max-num-seqs", 4)
+def test_servers_are_served_until_ctrl_c(vllm: Place, tiny_model: Path, mark: str) -> None:
+    options = ("--servers", 2, "--context", 256, "--", "--max-num-seqs", 4)
     with serve(tiny_model, *options, place=vllm.root) as command:
         assert command.stdout is not None
-        starts = [command.stdout.readline() for _ in range(servers)]
+        starts = [command.stdout.readline() for _ in range(2)]
         assert all("starts; its log: " in line for line in starts)
-        urls = [line.split()[0] for line in starts]
-        assert "Ready." in command.stdout.readline(), command.stderr.read()  # type: ignore[union-attr]
+        first, second = (line.split()[0] for line in starts)
+        assert "Ready. In a run's TOML:\n" == command.stdout.readline()
         toml = "".join(command.stdout.readline() for _ in range(5))
-        listed = ", ".join(f'"{url}"' for url in urls)
-        assert f'\n[engine]\nid = "vllm"\nurls = [{listed}]\n\n' == toml
-        assert [256] * servers == [
-            get(f"{url}/v1/models")["data"][0]["max_model_len"] for url in urls
-        ]
-        command.send_signal(word)
+        assert f'\n[engine]\nid = "vllm"\nurls = ["{first}", "{second}"]\n\n' == toml
+        served = [get(f"{url}/v1/models")["data"][0] for url in (first, second)]
+        assert [256, 256] == [base["max_model_len"] for base in served]
+        command.send_signal(signal.SIGINT)
         rest, error = command.communicate(timeout=60)
-    assert (status, "") == (command.returncode, error)
+    assert (130, "") == (command.returncode, error)
     assert rest.endswith("Stops.\n")
     assert ([], []) == (processes(mark), list(Path(mark).iterdir()))
 
 
 @pytest.mark.slow
-def test_a_command_that_is_killed_leaves_no_server(
-    vllm: Place, tiny_model: Path, mark: str
+@pytest.mark.parametrize(("word", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_command_that_is_ended_while_its_server_starts_leaves_none(
+    vllm: Place, tiny_model: Path, mark: str, word: signal.Signals, status: int
 ) -> None:
     with serve(tiny_model, place=vllm.root) as command:
-        assert command.stdout is not None
-        command.stdout.readline()
         assert wait_for(lambda: len(processes(mark)) >= 5, 120)  # its engine has been started
-        command.kill()
-        command.wait()
+        command.send_signal(word)
+        assert status == command.wait(timeout=60)
         assert wait_for(lambda: not processes(mark))
 
 
