@@ -5,6 +5,9 @@ What REPO-D and the decorrelating coefficient do to entropy: see ``test_theory.p
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import attrs
 import pytest
 import torch
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 
 from isentrope import ConfigError, TokenBatch
 from isentrope_objectives.surrogates import Clipped, Reinforce
-from isentrope_objectives.transforms import Decorrelate, RepoD, RepoR
+from isentrope_objectives.transforms import Decorrelate, RepoD, RepoR, TruncatedImportance
 
 
 def make_batch(logp: torch.Tensor, advantage: torch.Tensor, old: torch.Tensor) -> TokenBatch:
@@ -241,3 +244,40 @@ def test_a_repo_r_that_cannot_be_is_refused(name: str, value: object) -> None:
 def test_a_zeta_of_repo_d_out_of_bounds_is_refused(zeta: float) -> None:
     with pytest.raises(ConfigError, match=r"zeta must be within \[-100, 100\]"):
         RepoD(zeta=zeta)
+
+
+# ---------------------------------------------------------------- TruncatedImportance
+
+
+@given(
+    st.lists(st.tuples(st.floats(-5, 0), st.floats(-5, 0), st.floats(-3, 3)), min_size=1),
+    st.floats(1, 5),
+)
+def test_a_token_counts_as_much_as_the_policy_would_sample_it_up_to_the_cap(
+    tokens: list[tuple[float, float, float]], cap: float
+) -> None:
+    old, engine, advantage = (torch.tensor(column) for column in zip(*tokens, strict=True))
+    part = TruncatedImportance(cap=cap)
+    given_batch = attrs.evolve(make_batch(old, advantage, old), engine_logp=engine)
+    weights = [min(math.exp(o - e), cap) for o, e, _ in tokens]
+    expected = [w * a for w, (_, _, a) in zip(weights, tokens, strict=True)]
+    assert expected == pytest.approx(part(given_batch).tolist(), rel=1e-4, abs=1e-6)
+    found = part.diagnostics(given_batch)
+    assert weights == pytest.approx(found["weight"].tolist(), rel=1e-4)
+    cut = [math.exp(o - e) > cap for o, e, _ in tokens]
+    sure = [abs(math.exp(o - e) / cap - 1) > 1e-4 for o, e, _ in tokens]
+    assert [c for c, s in zip(cut, sure, strict=True) if s] == [
+        c for c, s in zip(found["truncated"].tolist(), sure, strict=True) if s
+    ]
+
+
+def test_what_the_policy_itself_sampled_counts_as_it_is() -> None:
+    logp = torch.tensor([-1.0, -2.0])
+    given_batch = make_batch(logp, torch.tensor([0.5, -0.25]), logp)
+    assert torch.equal(given_batch.advantage, TruncatedImportance()(given_batch))
+
+
+@pytest.mark.parametrize("cap", [0.5, float("nan"), float("inf"), "2"])
+def test_a_cap_below_one_would_shrink_what_is_right(cap: Any) -> None:
+    with pytest.raises(ConfigError, match="cap"):
+        TruncatedImportance(cap=cap)

@@ -74,8 +74,8 @@ class VllmEngine:
         """
         if use.rank is not None and self.dtype not in (None, use.dtype):
             raise ConfigError(
-                f"engine.dtype is {self.dtype} and learner.dtype {use.dtype}: what samples and what "
-                "learns must compute in the same; leave out engine.dtype."
+                f"engine.dtype is {self.dtype} and learner.dtype {use.dtype}: what samples and "
+                "what learns must compute in the same; leave out engine.dtype."
             )
         if self.sleep and use.staleness:
             raise ConfigError(

@@ -24,7 +24,7 @@ from isentrope import (
     Sampling,
     WeightsRef,
 )
-from isentrope_plugins.vllm.remote import About, Drawn, LostError, Remote
+from isentrope_plugins.vllm.remote import About, LostError, Remote, RestartedError
 from isentrope_plugins.vllm.server import Server, ServerOptions
 
 if TYPE_CHECKING:
@@ -138,12 +138,12 @@ class Fleet:
         published = self._current
         name = published.name or remote.about.model
         try:
-            drawn: Drawn = await remote.complete(name, prompt, sampling)
+            drawn = await remote.complete(name, prompt, sampling)
         except EngineError as error:
             if published.name is None or f"`{name}` does not exist" not in str(error):
                 raise
             remote.adapters.clear()
-            raise LostError("it was restarted, and no longer has the policy") from error
+            raise RestartedError("it was restarted, and no longer has the policy") from error
         finally:
             self._unload_unused(remote)
         return Completion(drawn.ids, drawn.logp, drawn.finish_reason, published.version)
@@ -381,9 +381,7 @@ class Fleet:
 
     async def _doubt(self, remote: Remote, error: LostError) -> None:
         """Give up a server that failed, unless it says that it is well."""
-        hung = isinstance(error.__cause__, TimeoutError)
-        restarted = "restarted" in str(error)
-        if hung or restarted or not await remote.healthy():
+        if error.useless or not await remote.healthy():
             self._lose(remote, str(error))
 
     def _lose(self, remote: Remote, why: str) -> None:

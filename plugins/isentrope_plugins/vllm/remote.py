@@ -22,6 +22,21 @@ TOKEN = "token_id:"  # noqa: S105  # how vLLM writes ids in the place of text
 class LostError(Exception):
     """A server gave no answer that can be used: it is gone, hangs, or failed within."""
 
+    useless = False
+    """Whether it is of no use even if it says that it is well."""
+
+
+class HungError(LostError):
+    """It took longer than it may."""
+
+    useless = True
+
+
+class RestartedError(LostError):
+    """It no longer knows what it was sent."""
+
+    useless = True
+
 
 @frozen
 class About:
@@ -211,7 +226,7 @@ class Remote:
                 text = await response.text()
                 status = response.status
         except TimeoutError as error:
-            raise LostError(f"no answer to {path} within {seconds:g} s") from error
+            raise HungError(f"no answer to {path} within {seconds:g} s") from error
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
             raise LostError(f"{type(error).__name__}: {error}") from error
         if status >= 500 or status == 429:

@@ -63,7 +63,7 @@ class RolloutCollector:
     """Tokens that fit into one episode."""
     staleness: int = 0
     """How many versions older than the newest a completion may be."""
-    version: int = field(default=0, init=False)
+    version: int = 0
     """Of the policy that was published last."""
     seconds: float = field(default=0.0, init=False)
     """Spent collecting so far."""
