@@ -14,6 +14,8 @@ from attrs import cmp_using, field, frozen
 from numpy.typing import ArrayLike, NDArray
 
 Role = Literal["system", "user", "assistant", "tool"]
+TEXT_ONLY = "text only: through an endpoint; not token-faithful"
+"""How everything is marked that was measured so."""
 
 
 class Message(TypedDict):

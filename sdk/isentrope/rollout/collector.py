@@ -206,13 +206,13 @@ class Collector(ABC):
         opening = _messages(observation, info)
         record.messages += opening
         conversation = record.conversation = self.converse(request, opening)
-        for turn in range(self.config.max_turns):
+        for _ in range(self.config.max_turns):
             if conversation.full:
                 record.stop(StopReason.CONTEXT)
                 return
             async with turnstile.turn(place):
                 record.sampling = True
-                said = await conversation.speak(turn)
+                said = await conversation.speak()
                 record.sampling = False
             action = record.say(said)
             if said.cut is not None:
@@ -322,14 +322,15 @@ class RolloutCollector(Collector):
             )
 
 
-@frozen
+@define
 class TokenConversation:
     """A conversation in tokens: exactly those that were sampled, and the chat template's."""
 
     collector: RolloutCollector
     request: Request
     ledger: TokenLedger
-    usage: None = None
+    usage: None = field(default=None, init=False)
+    _turns: int = field(default=0, init=False)
 
     @property
     def full(self) -> bool:
@@ -340,14 +341,15 @@ class TokenConversation:
     def _room(self) -> int:
         return self.collector.context - len(self.ledger.ids)
 
-    async def speak(self, turn: int) -> Said:
+    async def speak(self) -> Said:
         """Sample a turn."""
         room, most = self._room, self.collector.sampling.max_tokens
         sampling = attrs.evolve(
             self.collector.sampling,
             max_tokens=min(most, room),
-            seed=derive(self.request.sampling_seed, turn),
+            seed=derive(self.request.sampling_seed, self._turns),
         )
+        self._turns += 1
         completion = await self.collector.engine.generate(
             self.ledger.ids, sampling, conversation=self.request.sampling_seed
         )

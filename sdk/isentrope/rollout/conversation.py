@@ -33,8 +33,8 @@ class Conversation(Protocol):
         """What is known of tokens where there are no segments."""
         ...
 
-    async def speak(self, turn: int) -> Said:
-        """Have the policy take its next turn, the `turn`-th, from 0.
+    async def speak(self) -> Said:
+        """Have the policy take its next turn.
 
         Raises `EngineError` where this one fails, and any other `IsentropeError` where all would.
         """
