@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -265,7 +265,9 @@ def _endpoint(policy: str, model: str | None, changes: dict[str, Any]) -> Endpoi
         )
     with within("endpoint"):
         named = {"url": policy, "model": model or "none yet"}
-        found = edit(structure(named, Endpoint), changes.pop("endpoint", {}))
+        more = changes.pop("endpoint", {})
+        first = structure(named if isinstance(more, Mapping) else more, Endpoint)
+        found = edit(first, more)
     if model is None:
         names = ", ".join(models_of(found)) or "models that it does not list"
         raise ConfigError(f"--model is missing: {found.url} has {names}.")

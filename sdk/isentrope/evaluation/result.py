@@ -193,7 +193,7 @@ class Evaluation:
         if self.text_only:
             said.append(f"{self.policy}: {TEXT_ONLY}. Tokens are as the endpoint counts them.")
         if self.retried:
-            said.append(f"{self.retried:,} requests were made again before they were answered.")
+            said.append(f"{self.retried:,} requests to the endpoint were made again.")
         if not self.says_success:
             said.append(
                 f"{self.env} never says info['success'], so there is no pass@k: only its reward."
