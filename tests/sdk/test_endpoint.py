@@ -354,7 +354,7 @@ def test_what_is_no_endpoint_is_refused_without_repeating_a_secret(wrong, told) 
 @pytest.mark.parametrize("name", ["MY_KEY", KEY.replace("-", "_")])
 def test_a_key_variable_that_is_not_set_is_refused_and_not_repeated(evaluate, name) -> None:
     """It may be the key itself."""
-    with pytest.raises(ConfigError, match="variable that Endpoint.key_variable names is empty"):
+    with pytest.raises(ConfigError, match="key_variable names is empty"):
         evaluate(endpoint={"key_variable": name})
 
 
