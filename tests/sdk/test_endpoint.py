@@ -123,7 +123,7 @@ def test_where_the_limit_of_tokens_has_another_name_that_is_used(server, evaluat
         reply(refusal, 400) if "max_tokens" in body else reply(completion(halve(body)))
     )
     result = evaluate(rollout={"max_tokens": 33})
-    assert (1.0, 0) == (result.success, result.retried)
+    assert (1.0, 0, 0) == (result.success, result.failed, result.retried)
     assert 33 == server.asked[-1]["max_completion_tokens"]
 
 
@@ -135,6 +135,14 @@ def test_half_a_character_goes_out_as_a_question_mark(server) -> None:
         rollout={"workers": {"isolation": "none"}},
     )
     assert ("a?b", 1.0) == (server.asked[0]["messages"][0]["content"], result.success)
+
+
+def test_no_proxy_is_asked_for_an_endpoint_on_this_machine(evaluate, monkeypatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert 0 == evaluate(tasks=1).failed
 
 
 def test_no_more_requests_are_made_at_a_time_than_may_be(server, evaluate) -> None:
@@ -249,6 +257,7 @@ def test_a_server_that_stays_broken_fails_the_attempt_with_its_words(server, eva
         (reply(b"<html>welcome</html>"), "no chat completion: <html>welcome"),
         (reply({"choices": []}), "no chat completion"),
         (reply([1, 2]), "no chat completion"),
+        (reply(b"[" * 100_000), "no chat completion"),
         (reply(completion([{"type": "text"}])), "content of type list"),
         (reply(completion("I", "content_filter")), "finish_reason 'content_filter'"),
         (reply(error("top_k is not supported"), 400), "(400): top_k is not supported"),
@@ -285,9 +294,17 @@ def test_an_endpoint_that_hangs_fails_the_attempt_at_the_deadline(server, evalua
 def test_a_wrong_model_stops_the_evaluation_with_the_nearest_name(server, evaluate) -> None:
     with pytest.raises(ConfigError, match=r"model 'halvign' does not exist. Did you mean 'halvi"):
         evaluate(tasks=64, endpoint={"model": "halvign"})
-    assert len(server.asked) <= 8
+    assert len(server.asked) <= 16  # those under way, and who came in when the first had ended
     with pytest.raises(ConfigError, match=r"model 'x' does not exist. Known: halving, halving-l"):
         evaluate(endpoint={"model": "x"})
+
+
+def test_a_model_that_is_refused_in_other_words_is_looked_up_too(server, evaluate) -> None:
+    refused = reply(error("zzz is not a valid model ID"), 400)
+    server.models = ["halving"]
+    server.chat = lambda *_: refused
+    with pytest.raises(ConfigError, match=r"'zzz' does not exist.*answered 400: zzz is not"):
+        evaluate(endpoint={"model": "zzz"})
 
 
 def test_a_wrong_url_stops_the_evaluation(server, evaluate) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 from attrs import frozen
@@ -37,6 +38,8 @@ _OVERFLOW = re.compile(
 )
 """How servers (vLLM, OpenAI's, llama.cpp, Anthropic's, Google's) say that a conversation is too
 long."""
+_RENAMED = "max_completion_tokens"
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _log = logging.getLogger(__name__)
 
 
@@ -69,6 +72,7 @@ class Client:
             headers={} if key is None else {"Authorization": f"Bearer {key}"},
             timeout=httpx2.Timeout(None, connect=_CONNECT),  # the rest has the deadline
             limits=httpx2.Limits(),  # none: who asks is who counts
+            trust_env=urlsplit(url).hostname not in _LOOPBACK,  # a proxy is for other machines
         )
         self._limit = "max_tokens"
         """What this endpoint calls it."""
@@ -91,10 +95,11 @@ class Client:
         """
         plain = [{"role": m["role"], "content": _whole(m["content"])} for m in messages]
         body = {**parameters, "messages": plain}
-        response = await self._post({**body, self._limit: max_tokens}, on_retry)
-        if self._wants_another_limit(response):
-            self._limit = "max_completion_tokens"
-            response = await self._post({**body, self._limit: max_tokens}, on_retry)
+        limit = self._limit
+        response = await self._post({**body, limit: max_tokens}, on_retry)
+        if limit != _RENAMED and _renames_the_limit(response):
+            self._limit = _RENAMED
+            response = await self._post({**body, _RENAMED: max_tokens}, on_retry)
         if response.status_code != 200:
             await self._refuse(response, str(parameters["model"]))
         return self._read(response)
@@ -151,7 +156,7 @@ class Client:
             data = response.json()
             choice = data["choices"][0]
             spoken, reason = choice["message"]["content"], choice["finish_reason"]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise EngineError(
                 f"{self.url} answered with what is no chat completion: {self._words(response)}"
             ) from None
@@ -175,18 +180,14 @@ class Client:
         if code == 404 or (code == 400 and "model" in said.lower()):
             listed = await self.models()
             if listed and model not in listed:
-                raise UnknownNameError(f"At {self.url}, model", model, listed)
+                words = f" It answered {code}: {said}"
+                raise UnknownNameError(f"At {self.url}, model", model, listed, words)
         if code in (404, 405) or 300 <= code < 400:
             raise ConfigError(
                 f"{self.url}/chat/completions answered {code} ({said}): give the URL that comes "
                 "before /chat/completions, which mostly ends in /v1, and a model that is there."
             )
         raise EngineError(f"{self.url} refused a request ({code}): {said}")
-
-    def _wants_another_limit(self, response: Any) -> bool:
-        """Whether this is one of OpenAI's own models that think, which rename the limit."""
-        renamed = "use 'max_completion_tokens'" in response.text.lower()
-        return self._limit == "max_tokens" and response.status_code == 400 and renamed
 
     def _words(self, response: Any) -> str:
         """Return what a server says of an error, in a line."""
@@ -195,7 +196,7 @@ class Client:
             for key in ("error", "message", "detail"):
                 if isinstance(said, dict) and said.get(key):
                     said = said[key]
-        except ValueError:
+        except (ValueError, RecursionError):
             said = response.text
         words = " ".join((said if isinstance(said, str) else json.dumps(said)).split())
         return self._safe(words)[:_WORDS] or "no words"
@@ -210,6 +211,11 @@ class Client:
         if kind not in self._met:
             self._met.add(kind)
             _log.info("%s: %s; trying again after %.0f s", self.url, self._safe(trouble), wait)
+
+
+def _renames_the_limit(response: Any) -> bool:
+    """Say whether this is one of OpenAI's own models that think, which call it otherwise."""
+    return response.status_code == 400 and f"use '{_RENAMED}'" in response.text.lower()
 
 
 def _overflows(response: Any) -> bool:
