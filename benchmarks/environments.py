@@ -64,9 +64,9 @@ def collector_of(host: Host, limits: WorkerConfig) -> RolloutCollector:
     config = RolloutConfig(max_tokens=64, workers=limits, retries=0)
     return RolloutCollector(
         host,
+        config,
         Stub(Completion(ids, [-0.5] * len(ids), "stop", version=0)),
         ChatTemplate(tokenizer, (end,)),
-        config,
         config.sampling((end,)),
         context=512,
     )

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from isentrope.episodes import Segment as Segment
     from isentrope.episodes import Status as Status
     from isentrope.episodes import StopReason as StopReason
+    from isentrope.episodes import Usage as Usage
     from isentrope.errors import ConfigError as ConfigError
     from isentrope.errors import EngineError as EngineError
     from isentrope.errors import EnvironmentContractError as EnvironmentContractError
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from isentrope.parts import knob as knob
     from isentrope.reporting.pages import compare as compare
     from isentrope.reporting.pages import report as report
+    from isentrope.rollout.endpoint import Endpoint as Endpoint
     from isentrope.rollout.ledger import TokenLedger as TokenLedger
     from isentrope.runs import Run as Run
     from isentrope.specs import ComponentSpec as ComponentSpec
@@ -100,7 +102,7 @@ _HOME = {
     "doctor": "Diagnosis diagnose",
     "engines": "Adapter Completion Engine EngineConfig EngineUse Sampling WeightsRef",
     "environments": "Info Task TaskSet TextEnv Unicode",
-    "episodes": "Episode Message Segment Status StopReason",
+    "episodes": "Episode Message Segment Status StopReason Usage",
     "errors": "ConfigError EngineError EnvironmentContractError GraderError IsentropeError "
     "PluginError TrainingError UnknownNameError",
     "evaluation.attempts": "Attempt",
@@ -119,6 +121,7 @@ _HOME = {
     "parts": "AdvantageEstimator AdvantageTransform Controller Knob Objective Statistics "
     "TokenBatch knob",
     "reporting.pages": "compare report",
+    "rollout.endpoint": "Endpoint",
     "rollout.ledger": "TokenLedger",
     "runs": "Run",
     "specs": "ComponentSpec EnvRef EnvSpec",

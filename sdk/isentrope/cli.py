@@ -6,10 +6,10 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,6 +23,9 @@ from isentrope.errors import (
     PluginError,
     UnknownNameError,
 )
+
+if TYPE_CHECKING:
+    from isentrope.rollout.endpoint import Endpoint
 
 
 class Commands(TyperGroup):
@@ -87,7 +90,7 @@ _FIRST = os.environ.get("RANK", "0") == "0"
 _WIDTH: dict[str, Any] = {} if sys.stdout.isatty() else {"width": 1000, "soft_wrap": True}
 """A file or a pipe gets whole lines, however long."""
 _CHANGEABLE = ("rollout", "env", "engine", "seed", "threads")
-"""Arguments of `isentrope.evaluate` that ``eval --set`` takes."""
+"""Arguments of `isentrope.evaluate` that ``eval --set`` takes; ``endpoint`` too, if it is one."""
 _console = Console(quiet=not _FIRST, **_WIDTH)
 
 
@@ -168,7 +171,16 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    policy: Annotated[str, typer.Argument(help="Run folder, folder of a model, or a model's id")],
+    policy: Annotated[
+        str,
+        typer.Argument(
+            help="Run folder, folder of a model, a model's id, or the URL of an OpenAI-compatible "
+            "endpoint, such as http://127.0.0.1:8000/v1"
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Model behind the endpoint")
+    ] = None,
     env: Annotated[str | None, typer.Option(help="Environment; default: the run's")] = None,
     split: Annotated[str, typer.Option(help="Task split")] = "test",
     k: Annotated[int, typer.Option("-k", "--k", help="Attempts at each task")] = 1,
@@ -189,24 +201,31 @@ def evaluate(
 ) -> None:
     """Evaluate a policy; the same command goes on with an evaluation that was interrupted.
 
+    A model behind an endpoint is reached by text alone, and its results are marked so. Its API key
+    is read from the environment variable OPENAI_API_KEY, or from the one that --set
+    endpoint.key_variable=NAME names; endpoint.at_a_time and endpoint.deadline are how many requests
+    there are at a time, and the seconds that each may take.
+
     Exits with status 1 where every attempt failed, and with 130 at Ctrl-C.
     """
     from isentrope.config import nested, parse_settings
 
     settings = parse_settings(setting or ())
     if lm_eval is not None:
-        if (env, split, k, tasks) != (None, "test", 1, None):
+        if (env, split, k, tasks, model) != (None, "test", 1, None, None):
             raise ConfigError(
-                "lm-eval has tasks and attempts of its own: leave out --env, --split, --k and "
-                "--tasks; its own arguments go by --set, such as --set limit=10."
+                "lm-eval has tasks and attempts of its own: leave out --env, --split, --k, --tasks "
+                "and --model; its own arguments go by --set, such as --set limit=10."
             )
         _score_by_lm_eval(policy, lm_eval.split(","), settings, out)
         return
     import isentrope
+    from isentrope.rollout.endpoint import is_url
     from isentrope.runs import is_run
     from isentrope.scoreboard import EvaluationView, print_evaluation
 
     changes = nested(settings)
+    evaluated = _endpoint(policy, model, changes) if is_url(policy) or model else policy
     for key in changes:
         if key not in _CHANGEABLE:
             raise UnknownNameError("Key", key, _CHANGEABLE)
@@ -215,7 +234,7 @@ def evaluate(
     place = Path(policy) / "evals" if is_run(Path(policy)) else Path("evals")
     with _stopped_by_ctrl_c(), EvaluationView(_console) as view:
         result = isentrope.evaluate(
-            policy,
+            evaluated,
             split=split,
             k=k,
             tasks=tasks,
@@ -231,6 +250,28 @@ def evaluate(
         told = f"[bold red]error:[/] Every attempt failed. The first:\n{_escaped(error)}"
         Console(stderr=True).print(told, soft_wrap=True)
         raise typer.Exit(1)
+
+
+def _endpoint(policy: str, model: str | None, changes: dict[str, Any]) -> Endpoint:
+    """Make the endpoint that a URL and the keys of ``endpoint`` name; takes those out."""
+    from isentrope.errors import within
+    from isentrope.rollout.endpoint import Endpoint, is_url, models_of
+    from isentrope.structuring import edit, structure
+
+    if not is_url(policy):
+        raise ConfigError(
+            f"--model names a model behind an endpoint, and {policy} is no URL: leave it out, or "
+            "give one, such as http://127.0.0.1:8000/v1."
+        )
+    with within("endpoint"):
+        named = {"url": policy, "model": model or "none yet"}
+        more = changes.pop("endpoint", {})
+        first = structure(named if isinstance(more, Mapping) else more, Endpoint)
+        found = edit(first, more)
+    if model is None:
+        names = ", ".join(models_of(found)) or "models that it does not list"
+        raise ConfigError(f"--model is missing: {found.url} has {names}.")
+    return found
 
 
 def _score_by_lm_eval(

@@ -14,6 +14,8 @@ from attrs import cmp_using, field, frozen
 from numpy.typing import ArrayLike, NDArray
 
 Role = Literal["system", "user", "assistant", "tool"]
+TEXT_ONLY = "text only: through an endpoint; not token-faithful"
+"""How everything is marked that was measured so."""
 
 
 class Message(TypedDict):
@@ -99,6 +101,16 @@ class Segment:
 
 
 @frozen
+class Usage:
+    """What an endpoint says that an episode took: text alone is seen of it, and no token."""
+
+    tokens: int | None
+    """That the policy sampled, by the endpoint's own count; None where it did not count a turn."""
+    retried: int
+    """Requests that were made again."""
+
+
+@frozen
 class Episode:
     """One rollout of one task."""
 
@@ -127,6 +139,8 @@ class Episode:
     """What the environment says of the end, for people: which tests failed, and how."""
     judged: bool = True
     """False where the environment ended the episode and left out whether that was a success."""
+    usage: Usage | None = None
+    """Of a policy behind an endpoint, whose episodes have no segments."""
 
     @property
     def reward(self) -> float:

@@ -208,6 +208,7 @@ def new_folder(name: str) -> Path:
 
 def episode_record(episode: Episode) -> dict[str, Any]:
     """Return what is kept of an episode: everything but its tokens, of which only the number."""
+    usage = episode.usage
     return {
         "task": episode.task,
         "rollout": episode.rollout,
@@ -218,7 +219,8 @@ def episode_record(episode: Episode) -> dict[str, Any]:
         "status": episode.status.value,
         "stop_reason": episode.stop_reason.value,
         "turns": episode.turns,
-        "tokens": episode.sampled_tokens,
+        "tokens": episode.sampled_tokens if usage is None else usage.tokens,
+        **({} if usage is None else {"retried": usage.retried}),
         "metrics": dict(episode.metrics),
         "report": episode.report,
         "messages": list(episode.messages),

@@ -33,6 +33,7 @@ class EvaluationView:
     _good: int = field(default=0, init=False)
     _right: int = field(default=0, init=False)
     _failed: int = field(default=0, init=False)
+    _retried: int = field(default=0, init=False)
     _told: float = field(factory=monotonic, init=False)
     _bar: Progress = field(init=False)
 
@@ -52,9 +53,12 @@ class EvaluationView:
         self._good += not attempt.failed
         self._right += attempt.success
         self._failed += attempt.failed
+        self._retried += attempt.retried
         said = f"success {self._right / max(self._good, 1):.3f}"
         if self._failed:
             said += f"  {self._failed} failed"
+        if self._retried:
+            said += f"  {self._retried} requests made again"
         self._bar.update(self._bar.task_ids[0], completed=done, total=wanted, description=said)
         if not self.console.is_terminal and monotonic() > self._told + _SECONDS:
             self._told = monotonic()
@@ -72,7 +76,8 @@ def print_evaluation(console: Console, result: Evaluation) -> None:
     else:
         del labels["success"]
     console.print(_table(title, labels, result.estimates, posed))
-    tokens = [f"{result.tokens_per_episode:,.1f} tokens an attempt."] if result.tasks else []
+    counted = known(result.tokens_per_episode) is not None
+    tokens = [f"{result.tokens_per_episode:,.1f} tokens an attempt."] if counted else []
     _say(console, [*tokens, *result.notes()])
 
 

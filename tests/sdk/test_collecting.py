@@ -164,9 +164,9 @@ def collect(
     config = RolloutConfig(**{"max_tokens": 200, "workers": limits, "retries": 0, **options})
     collector = RolloutCollector(
         WorkerHost(WorkerPool("rogue", ROGUE, {}, limits)),
+        config,
         Told(script, slow),
         TEMPLATE,
-        config,
         config.sampling((END,)),
         context=10_000,
         version=3,

@@ -114,9 +114,9 @@ def collect(monkeypatch: pytest.MonkeyPatch):
         limits = RolloutConfig(**{"max_tokens": 50, **config})
         collector = RolloutCollector(
             LocalHost(lambda: make("countdown")),
+            limits,
             engine,
             TEMPLATE,
-            limits,
             limits.sampling([END]),
             context,
             version=3,

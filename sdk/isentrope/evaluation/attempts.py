@@ -27,13 +27,15 @@ class Attempt:
     status: Status = field(converter=Status)
     stop_reason: StopReason = field(converter=StopReason)
     turns: int
-    tokens: int
-    """That the policy sampled."""
+    tokens: int | None
+    """That the policy sampled; None where its endpoint did not count them."""
     metrics: Mapping[str, float] = field(repr=False)
     messages: Sequence[Message] = field(repr=False)
     report: str = field(repr=False)
     """What the environment says of the end, for people."""
     error: str | None = field(repr=False)
+    retried: int = 0
+    """Requests to an endpoint that were made again."""
 
     @classmethod
     def of(cls, episode: Episode) -> Attempt:
@@ -43,11 +45,13 @@ class Attempt:
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Attempt:
         """Read what was written of one; raises `KeyError` or `ValueError` where it is none."""
-        return cls(**{name: record[name] for name in fields_dict(cls)})
+        names = fields_dict(cls).keys() - {"retried"}
+        return cls(retried=record.get("retried", 0), **{name: record[name] for name in names})
 
     def record(self) -> dict[str, Any]:
         """Return what `read` makes the same attempt of."""
-        return {name: getattr(self, name) for name in fields_dict(type(self))}
+        said = {name: getattr(self, name) for name in fields_dict(type(self))}
+        return said if self.retried else {k: v for k, v in said.items() if k != "retried"}
 
     @property
     def failed(self) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from isentrope.episodes import TEXT_ONLY
 from isentrope.errors import ConfigError
 from isentrope.evaluation import estimates
 from isentrope.evaluation.estimates import Estimate
@@ -25,6 +26,8 @@ class Comparison:
     """How many only one of them has, or has without an attempt that did not fail."""
     same_seeds: bool
     """Whether their environments were seeded alike, so that only the policies differ."""
+    text_only: tuple[bool, bool]
+    """Whether the first, and the second, was reached through an endpoint, by text alone."""
     differences: dict[str, Estimate]
     """The first's less the second's: ``success``, ``reward``, ``pass@j`` and ``pass^j``."""
 
@@ -48,6 +51,7 @@ class Comparison:
             only_first=first.tasks - len(common),
             only_second=second.tasks - len(common),
             same_seeds=all(first.by_task[t][0].seed == second.by_task[t][0].seed for t in common),
+            text_only=(first.text_only, second.text_only),
             differences={name: _difference(name, first, second) for name in names},
         )
 
@@ -61,6 +65,8 @@ class Comparison:
             said.append(
                 "The environments were seeded differently: part of a difference is of their making."
             )
+        if by_text := [n for n, so in zip((first, second), self.text_only, strict=True) if so]:
+            said.append(f"{' and '.join(by_text)}: {TEXT_ONLY}.")
         return said
 
     def summary(self) -> dict[str, Any]:
@@ -70,6 +76,7 @@ class Comparison:
             "only_first": self.only_first,
             "only_second": self.only_second,
             "same_seeds": self.same_seeds,
+            "text_only": list(self.text_only),
             "differences": {name: e.plain() for name, e in self.differences.items()},
         }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from isentrope.errors import ConfigError, UnknownNameError
 from isentrope.evaluation.plan import as_run, model_of
+from isentrope.rollout.endpoint import is_url
 from isentrope.runs import Run
 
 _OURS = {"model", "model_args", "tasks", "task_manager", "evaluation_tracker", "log_samples"}
@@ -75,6 +76,11 @@ def lm_eval(
 
 def _folder_of(policy: Run | str | Path) -> Path:
     run = as_run(policy)
+    if is_url(policy):
+        raise ConfigError(
+            "lm-eval takes a run or the folder of a model here, and no endpoint, for which it has "
+            "models of its own (lm_eval --model local-chat-completions)."
+        )
     if run is None and (Path(str(policy)) / "adapter_config.json").is_file():
         raise ConfigError(
             f"{policy} holds adapters alone; RUN/policy, the folder above, has them merged in."

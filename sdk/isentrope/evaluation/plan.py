@@ -17,6 +17,8 @@ from isentrope.environments import Task
 from isentrope.errors import ConfigError, within
 from isentrope.models import LanguageModel, ModelConfig
 from isentrope.plugins import registry
+from isentrope.rollout.collector import Collector, RolloutCollector
+from isentrope.rollout.endpoint import Endpoint, EndpointCollector, is_url
 from isentrope.runs import Run, is_run
 from isentrope.specs import EnvRef
 from isentrope.structuring import edit, structure, unstructure
@@ -35,6 +37,8 @@ _OF_TRAINING = frozenset(
     ]
 )
 """Keys of `RolloutConfig` that do not change what an attempt comes to."""
+_OF_TOKENS = frozenset(["context", "history"])
+"""Keys of `RolloutConfig` that say nothing to an endpoint."""
 
 
 @frozen
@@ -43,10 +47,11 @@ class Plan:
 
     policy: str
     """As the user named it."""
-    model: ModelConfig
+    model: ModelConfig | Endpoint
     env: EnvRef
     limits: RolloutConfig
-    engine: EngineConfig
+    engine: EngineConfig | None
+    """None: an endpoint has its own."""
     dtype: Dtype = "float32"
     """What the policy was trained in."""
 
@@ -57,7 +62,8 @@ class Plan:
         Raises `ConfigError` where something is wrong or missing.
         """
         run = as_run(policy)
-        model = structure(model_of(policy), ModelConfig)
+        remote = isinstance(policy, Endpoint)
+        model = policy if remote else structure(model_of(policy), ModelConfig)
         if env is None and run is None:
             raise ConfigError("env is missing: name the environment to evaluate on.")
         # Only what evaluation needs: the algorithm's classes may not be importable here.
@@ -67,19 +73,30 @@ class Plan:
             with within("rollout"):
                 changed = isinstance(rollout, Mapping)
                 limits = edit(limits, rollout) if changed else structure(rollout, RolloutConfig)
-        named = run.path if run is not None else policy
+        if remote:
+            _check_no_tokens_are_asked_of(limits, engine)
+        else:
+            engine = structure(_over(trained.get("engine", "transformers"), engine), EngineConfig)
         return cls(
-            policy=str(named) if isinstance(named, (str, Path)) else unstructure(model)["id"],
+            policy=_name_of(policy, run, model),
             model=model,
             env=structure(_over(trained.get("env"), env), EnvRef),
             limits=limits,
-            engine=structure(_over(trained.get("engine", "transformers"), engine), EngineConfig),
+            engine=engine,
             dtype=trained.get("learner", {}).get("dtype", "float32"),
         )
 
-    def use(self, built: LanguageModel) -> EngineUse:
-        """Return what the engine is for."""
-        return EngineUse(context=self.limits.context_within(built.context), dtype=self.dtype)
+    def build(self) -> LanguageModel | Endpoint:
+        """Load the model; an endpoint is there already."""
+        return self.model if isinstance(self.model, Endpoint) else self.model.build(self.env)
+
+    def collector(self, built: LanguageModel | Endpoint) -> Collector:
+        """Return what rolls it out."""
+        if isinstance(built, Endpoint):
+            return EndpointCollector.of(self.env, built, self.limits)
+        assert self.engine is not None  # only an endpoint has none
+        use = EngineUse(context=self.limits.context_within(built.context), dtype=self.dtype)
+        return RolloutCollector.of(self.env, self.engine.build(built, use), built, self.limits)
 
     def tasks(self, split: str) -> tuple[Task, ...]:
         """Return the tasks of a split; raises `ConfigError` where it has none."""
@@ -91,12 +108,18 @@ class Plan:
         return found
 
     def about(
-        self, built: LanguageModel, tasks: Sequence[Task], split: str, seed: int
+        self, built: LanguageModel | Endpoint, tasks: Sequence[Task], split: str, seed: int
     ) -> dict[str, Any]:
         """Return everything that changes results, as plain data."""
         limits = unstructure(self.limits)
+        without = _OF_TRAINING
+        if isinstance(built, Endpoint):
+            policy: dict[str, Any] = {"endpoint": built.about()}
+            without |= _OF_TOKENS
+        else:  # not where its engine runs: its device, servers
+            policy = {"weights": digest(built), "engine": unstructure(self.engine)["id"]}
         said = {
-            "weights": digest(built),
+            **policy,
             "env": {
                 "id": self.env.id,
                 "config": self.env.config,
@@ -104,8 +127,7 @@ class Plan:
             },
             "split": split,
             "tasks": _short_hash(_as_json([(task.id, {**task.data}) for task in tasks])),
-            "rollout": {k: v for k, v in limits.items() if k not in _OF_TRAINING},
-            "engine": unstructure(self.engine)["id"],  # not where it runs: its device, servers
+            "rollout": {k: v for k, v in limits.items() if k not in without},
             "seed": seed,
         }
         return dict(json.loads(_as_json(said)))
@@ -136,11 +158,34 @@ def model_of(policy: object) -> object:
         return {"id": "pretrained", "path": str(run.policy), **where}
     if not isinstance(policy, (str, Path)):
         return policy
+    if is_url(policy):
+        raise ConfigError(
+            f"{policy} is an endpoint, which may have many models: name one by "
+            "isentrope.Endpoint(url=..., model=...), or by --model on the command line."
+        )
     if (Path(policy) / "config.json").is_file():
         return {"id": "pretrained", "path": str(policy)}
     if isinstance(policy, Path) or "/" in policy:
         raise ConfigError(f"{policy} is neither a run folder nor the folder of a model.")
     return policy
+
+
+def _name_of(policy: Any, run: Run | None, model: ModelConfig | Endpoint) -> str:
+    if isinstance(model, Endpoint):
+        return model.name
+    named = run.path if run is not None else policy
+    return str(named) if isinstance(named, (str, Path)) else str(unstructure(model)["id"])
+
+
+def _check_no_tokens_are_asked_of(limits: RolloutConfig, engine: object) -> None:
+    """Refuse for an endpoint what is of tokens, which are not seen there."""
+    if engine is not None:
+        raise ConfigError("An endpoint samples by itself: leave out engine.")
+    if limits.context is not None:
+        raise ConfigError(
+            "rollout.context counts tokens, which an endpoint does not show: leave it out, and its "
+            "own context is the limit."
+        )
 
 
 def _over(own: Any, given: Any) -> Any:

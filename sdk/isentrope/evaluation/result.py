@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from isentrope.episodes import Episode, Status, StopReason
+from isentrope.episodes import TEXT_ONLY, Episode, Status, StopReason
 from isentrope.errors import ConfigError
 from isentrope.evaluation import estimates
 from isentrope.evaluation.attempts import Attempt
@@ -39,7 +39,7 @@ class Evaluation:
     """What was evaluated, as it was named."""
     about: Mapping[str, Any] = field(factory=dict, repr=False)
     """Everything that changes results (weights, environment, limits, sampling, seed), where it is
-    kept."""
+    kept; of an endpoint always."""
     path: Path | None = None
     """The folder that it is kept in."""
     episodes: tuple[Episode, ...] = field(default=(), eq=False, repr=False)
@@ -96,6 +96,16 @@ class Evaluation:
         return sum(not a.judged for a in self.attempts if not a.failed)
 
     @property
+    def text_only(self) -> bool:
+        """Whether the policy was reached through an endpoint, so that no token of it was seen."""
+        return "endpoint" in self.about
+
+    @property
+    def retried(self) -> int:
+        """How many requests to an endpoint were made again, in attempts that ended."""
+        return sum(a.retried for a in self.attempts)
+
+    @property
     def says_success(self) -> bool:
         """Whether the environment ever says what a success is; if not, there is no pass@k."""
         ended = [a for a in self.attempts if a.stop_reason is StopReason.TERMINATED]
@@ -123,8 +133,10 @@ class Evaluation:
 
     @property
     def tokens_per_episode(self) -> float:
-        """Mean number of tokens that the policy sampled."""
-        return _mean([a.tokens for attempts in self.by_task.values() for a in attempts])
+        """Mean number of tokens that the policy sampled; NaN where nobody counted all of them."""
+        tokens = [a.tokens for attempts in self.by_task.values() for a in attempts]
+        counted = [n for n in tokens if n is not None]
+        return _mean(counted) if len(counted) == len(tokens) else math.nan
 
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
@@ -169,6 +181,7 @@ class Evaluation:
             "unjudged": self.unjudged,
             "ends": self.counts(),
             "tokens_per_episode": known(self.tokens_per_episode),
+            **({"text_only": TEXT_ONLY, "retried": self.retried} if self.text_only else {}),
             "estimates": {name: e.plain() for name, e in self.estimates.items()},
         }
 
@@ -177,6 +190,10 @@ class Evaluation:
         said = []
         ends = self.counts()
         total = f"{len(self.attempts):,} attempts"
+        if self.text_only:
+            said.append(f"{self.policy}: {TEXT_ONLY}. Tokens are as the endpoint counts them.")
+        if self.retried:
+            said.append(f"{self.retried:,} requests to the endpoint were made again.")
         if not self.says_success:
             said.append(
                 f"{self.env} never says info['success'], so there is no pass@k: only its reward."

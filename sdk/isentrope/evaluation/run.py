@@ -20,7 +20,8 @@ from isentrope.evaluation.records import EvaluationFolder
 from isentrope.evaluation.result import Evaluation
 from isentrope.looping import off_loop, torch_threads
 from isentrope.models import LanguageModel, ModelConfig
-from isentrope.rollout.collector import Request, RolloutCollector
+from isentrope.rollout.collector import Request
+from isentrope.rollout.endpoint import Endpoint
 from isentrope.runs import Run
 from isentrope.seeding import derive
 from isentrope.specs import EnvRef
@@ -33,7 +34,7 @@ what is pending ends them together, and an interruption loses what has not ended
 
 
 def evaluate(
-    policy: Run | ModelConfig | str | Path,
+    policy: Run | ModelConfig | Endpoint | str | Path,
     env: EnvRef | str | dict[str, Any] | None = None,
     *,
     split: str = "test",
@@ -48,7 +49,8 @@ def evaluate(
 ) -> Evaluation:
     """Roll a policy out k times on every task of a split.
 
-    policy: a run or its folder, a `ModelConfig`, or the id of one.
+    policy: a run or its folder, a `ModelConfig`, or the id of one; or an `Endpoint`, which is
+    reached by text alone, and marked so.
     env, engine: None for the run's own; a table without an id changes keys of those.
     tasks: only the split's first so many. rollout: limits and sampling that differ from the run's.
     out: the folder to keep it in; None: nothing is kept. ``{env}``, ``{split}`` and ``{key}`` in it
@@ -58,8 +60,9 @@ def evaluate(
     on_attempt: called with each attempt that is there or ends, how many there are by then, and how
     many there will be.
 
-    Raises `ConfigError` for a wrong name or number, and where `out` holds something else. Failed
-    attempts are counted in the result.
+    Raises `ConfigError` for a wrong name or number, where `out` holds something else, and where an
+    endpoint is not there, or refuses the key or the model. Failed attempts are counted in the
+    result.
     """
     for name, number in (("k", k), ("tasks", 1 if tasks is None else tasks), ("threads", threads)):
         if not isinstance(number, int) or number < 1:
@@ -68,10 +71,14 @@ def evaluate(
     every = plan.tasks(split)
     work = _Work(requests([task.id for task in every[:tasks]], k, seed), on_attempt)
     about: dict[str, Any] = {}
-    with torch_threads(threads), ExitStack() as held:
-        built = plan.model.build(plan.env)
-        if out is not None:
+    remote = isinstance(plan.model, Endpoint)
+    with ExitStack() as held:
+        if not remote:  # which computes nothing here
+            held.enter_context(torch_threads(threads))
+        built = plan.build()
+        if remote or out is not None:  # a digest of weights takes a while
             about = plan.about(built, every, split, seed)
+        if out is not None:
             work.folder = EvaluationFolder(_filled(out, plan, split, about))
             work.append = held.enter_context(work.folder.writing(about, plan.policy))
             work.found = work.folder.attempts()
@@ -117,7 +124,7 @@ class _Work:
     found: dict[tuple[str, int], Attempt] = field(factory=dict)
     done: int = 0
 
-    def finish(self, plan: Plan, built: LanguageModel) -> list[Episode]:
+    def finish(self, plan: Plan, built: LanguageModel | Endpoint) -> list[Episode]:
         """Make what is missing."""
         missing = []
         for request in self.wanted:
@@ -159,14 +166,13 @@ class _Work:
 
 async def _roll_out(
     plan: Plan,
-    built: LanguageModel,
+    built: LanguageModel | Endpoint,
     waves: Sequence[Sequence[Request]],
     on_episode: Callable[[Episode], object],
 ) -> list[Episode]:
-    engine = plan.engine.build(built, plan.use(built))
-    if not getattr(engine, "samples_together", False):
+    collector = plan.collector(built)
+    if not collector.together:
         waves = [[request for wave in waves for request in wave]]
-    collector = RolloutCollector.of(plan.env, engine, built, plan.limits)
     try:
         return [e for wave in waves for e in await collector.collect(wave, on_episode=on_episode)]
     finally:

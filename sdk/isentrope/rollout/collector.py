@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,12 +15,13 @@ from typing import Any
 import attrs
 from attrs import define, field, frozen
 
-from isentrope.config import EarlyStop, History, RolloutConfig
+from isentrope.config import EarlyStop, RolloutConfig
 from isentrope.engines import Completion, Engine, Sampling, WeightsRef
-from isentrope.episodes import Episode, Message, Status, StopReason
-from isentrope.errors import EngineError, GraderError
+from isentrope.episodes import Episode, Message, Segment, Status, StopReason
+from isentrope.errors import EngineError, GraderError, IsentropeError
 from isentrope.models import LanguageModel
 from isentrope.rollout.chat import ChatTemplate
+from isentrope.rollout.conversation import Conversation, Said
 from isentrope.rollout.hosting import Host, Hosted, host_of
 from isentrope.rollout.ledger import TokenLedger
 from isentrope.rollout.turnstile import Turnstile
@@ -48,23 +50,14 @@ class Request:
 
 
 @define
-class RolloutCollector:
+class Collector(ABC):
     """Runs episodes to their end, whatever an environment does: a failure becomes a `Status`.
 
     One collection runs at a time; another that is asked for waits.
     """
 
     host: Host
-    engine: Engine
-    template: ChatTemplate
     config: RolloutConfig
-    sampling: Sampling
-    context: int
-    """Tokens that fit into one episode."""
-    staleness: int = 0
-    """How many versions older than the newest a completion may be."""
-    version: int = 0
-    """Of the policy that was published last."""
     seconds: float = field(default=0.0, init=False)
     """Spent collecting so far."""
     environment_seconds: float = field(default=0.0, init=False)
@@ -72,6 +65,184 @@ class RolloutCollector:
     retried: int = field(default=0, init=False)
     """Episodes so far that were begun again, on a fresh environment, after a failure."""
     _turn: asyncio.Lock = field(factory=asyncio.Lock, init=False)
+
+    @property
+    def at_a_time(self) -> int | None:
+        """How many episodes may run at a time; None: any number."""
+        return self.host.at_a_time
+
+    @property
+    def together(self) -> bool:
+        """Whether turns are sampled together (see `Engine`)."""
+        return False
+
+    @abstractmethod
+    def converse(self, request: Request, opening: Sequence[Message]) -> Conversation:
+        """Tell the policy how an episode begins."""
+
+    async def collect(
+        self,
+        requests: Sequence[Request],
+        early_stop: EarlyStop | None = None,
+        on_episode: Callable[[Episode], object] | None = None,
+    ) -> list[Episode]:
+        """Run all of them side by side; episodes come back in the order of the requests.
+
+        early_stop: when enough of them are done, the others come back as ``cancelled``.
+        on_episode: called with each as it ends.
+        """
+        async with self._turn:
+            start = time.perf_counter()
+            try:
+                return await self._collect(requests, early_stop, on_episode)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+    async def _collect(
+        self,
+        requests: Sequence[Request],
+        early_stop: EarlyStop | None,
+        on_episode: Callable[[Episode], object] | None,
+    ) -> list[Episode]:
+        async def run(place: int, request: Request) -> Episode:
+            episode = await self._run(place, request, turnstile, enough)
+            if on_episode is not None:
+                on_episode(episode)
+            return episode
+
+        turnstile = Turnstile(self.at_a_time, self.together)
+        enough = asyncio.Event()
+        running = [
+            asyncio.create_task(run(place, request)) for place, request in enumerate(requests)
+        ]
+        try:
+            if early_stop is not None:
+                await _until_enough(requests, running, early_stop)
+                enough.set()
+                for task in running:
+                    task.cancel()
+            return list(await asyncio.gather(*running))
+        finally:
+            for task in running:
+                task.cancel()
+            if running:
+                await asyncio.wait(running)
+
+    def counts(self) -> dict[str, float]:
+        """Return what there is to count since the run began, by the metrics' names."""
+        return {
+            "performance/collect_seconds": self.seconds,
+            "performance/environment_seconds": self.environment_seconds,
+            "episodes_retried": self.retried,
+            **{f"workers/{name}": count for name, count in self.host.counts().items()},
+        }
+
+    async def close(self) -> None:
+        """Close every environment."""
+        await self.host.close()
+
+    async def _run(
+        self, place: int, request: Request, turnstile: Turnstile, enough: asyncio.Event
+    ) -> Episode:
+        """Run one episode, and on a fresh environment again where that may go better."""
+        try:
+            async with turnstile.episode():
+                for attempt in range(self.config.retries + 1):
+                    self.retried += attempt > 0
+                    episode = await self._attempt(place, request, turnstile)
+                    if episode.status not in OF_ENVIRONMENTS:
+                        break
+                return episode
+        except asyncio.CancelledError:
+            if not enough.is_set():
+                raise
+            record = _Record(request)
+            record.fail(Status.CANCELLED, "Enough other episodes were done.")
+            return record.episode(0.0)
+
+    async def _attempt(self, place: int, request: Request, turnstile: Turnstile) -> Episode:
+        record, env, lowest = _Record(request), None, 0.0
+        limit = asyncio.timeout(self.config.max_seconds)
+        try:
+            with self._in_environment():
+                env = await self.host.borrow()
+            lowest = env.lowest
+            async with limit:
+                await self._play(place, env, record, turnstile)
+        except EngineError as error:
+            record.fail(Status.ENGINE_ERROR, str(error))
+        except WorkerError as error:
+            record.fail(error.status, str(error))
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
+            if isinstance(error, IsentropeError) and record.sampling:
+                raise  # of the policy, and so of every episode
+            if limit.expired() and record.sampling:
+                record.stop(StopReason.MAX_SECONDS)
+            elif limit.expired():
+                record.fail(Status.TIMEOUT, LATE)
+            else:  # a stranger's code: whatever it raises is data
+                record.fail(_status_of(error), traceback.format_exc(limit=-8))
+        finally:
+            if env is not None:
+                await self.host.give_back(env, clean=record.status is Status.OK)
+        return record.episode(lowest)
+
+    @contextmanager
+    def _in_environment(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.environment_seconds += time.perf_counter() - start
+
+    async def _play(self, place: int, env: Hosted, record: _Record, turnstile: Turnstile) -> None:
+        request = record.request
+        with self._in_environment():
+            observation, info = await env.reset(request.task, request.seed)
+        opening = _messages(observation, info)
+        record.messages += opening
+        conversation = record.conversation = self.converse(request, opening)
+        for _ in range(self.config.max_turns):
+            if conversation.full:
+                record.stop(StopReason.CONTEXT)
+                return
+            async with turnstile.turn(place):
+                record.sampling = True
+                said = await conversation.speak()
+                record.sampling = False
+            action = record.say(said)
+            if said.cut is not None:
+                record.stop(said.cut)
+                return
+            with self._in_environment():
+                observation, reward, terminated, truncated, info = await env.step(action)
+            record.rewards.append(reward)
+            if terminated or truncated:
+                record.finish(info, terminated=terminated)
+                return
+            answer = _messages(observation, info)
+            record.messages += answer
+            conversation.hear(answer)
+        record.stop(StopReason.MAX_TURNS)
+
+
+@define
+class RolloutCollector(Collector):
+    """The collector of a policy that an engine samples from: token by token."""
+
+    engine: Engine
+    template: ChatTemplate
+    sampling: Sampling
+    context: int
+    """Tokens that fit into one episode."""
+    staleness: int = 0
+    """How many versions older than the newest a completion may be."""
+    version: int = 0
+    """Of the policy that was published last."""
 
     @classmethod
     def of(
@@ -112,125 +283,30 @@ class RolloutCollector:
         if (wake := getattr(self.engine, "wake", None)) is not None:
             await wake()
 
-    async def collect(
-        self,
-        requests: Sequence[Request],
-        early_stop: EarlyStop | None = None,
-        on_episode: Callable[[Episode], object] | None = None,
-    ) -> list[Episode]:
-        """Run all of them side by side; episodes come back in the order of the requests.
+    @property
+    def together(self) -> bool:
+        """Whether the engine samples together what is pending."""
+        return getattr(self.engine, "samples_together", False)
 
-        early_stop: when enough of them are done, the others come back as ``cancelled``.
-        on_episode: called with each as it ends.
-        """
-        async with self._turn:
-            start = time.perf_counter()
-            try:
-                return await self._collect(requests, early_stop, on_episode)
-            finally:
-                self.seconds += time.perf_counter() - start
-
-    async def _collect(
-        self,
-        requests: Sequence[Request],
-        early_stop: EarlyStop | None,
-        on_episode: Callable[[Episode], object] | None,
-    ) -> list[Episode]:
-        async def run(place: int, request: Request) -> Episode:
-            episode = await self._run(place, request, turnstile, enough)
-            if on_episode is not None:
-                on_episode(episode)
-            return episode
-
-        together = getattr(self.engine, "samples_together", False)
-        turnstile = Turnstile(self.host.at_a_time, together)
-        enough = asyncio.Event()
-        running = [
-            asyncio.create_task(run(place, request)) for place, request in enumerate(requests)
-        ]
-        try:
-            if early_stop is not None:
-                await _until_enough(requests, running, early_stop)
-                enough.set()
-                for task in running:
-                    task.cancel()
-            return list(await asyncio.gather(*running))
-        finally:
-            for task in running:
-                task.cancel()
-            if running:
-                await asyncio.wait(running)
+    def converse(self, request: Request, opening: Sequence[Message]) -> TokenConversation:
+        """Have the chat template write the opening."""
+        ledger = TokenLedger(self.template, opening, self.config.history)
+        return TokenConversation(self, request, ledger)
 
     def counts(self) -> dict[str, float]:
-        """Return what there is to count since the run began, by the metrics' names."""
-        return {
-            "performance/collect_seconds": self.seconds,
-            "performance/environment_seconds": self.environment_seconds,
-            "episodes_retried": self.retried,
-            **{f"workers/{name}": count for name, count in self.host.counts().items()},
-            **{f"engine/{name}": count for name, count in self._engine_counts().items()},
-        }
-
-    def _engine_counts(self) -> Mapping[str, float]:
-        counts = getattr(self.engine, "counts", None)
-        return {} if counts is None else counts()
+        """Return what the engine counts too."""
+        counts = getattr(self.engine, "counts", dict)
+        return {**super().counts(), **{f"engine/{name}": n for name, n in counts().items()}}
 
     async def close(self) -> None:
         """Close every environment, and the engine."""
         try:
-            await self.host.close()
+            await super().close()
         finally:
             await self.engine.close()
 
-    async def _run(
-        self, place: int, request: Request, turnstile: Turnstile, enough: asyncio.Event
-    ) -> Episode:
-        """Run one episode, and on a fresh environment again where that may go better."""
-        try:
-            async with turnstile.episode():
-                for attempt in range(self.config.retries + 1):
-                    self.retried += attempt > 0
-                    episode = await self._attempt(place, request, turnstile)
-                    if episode.status not in OF_ENVIRONMENTS:
-                        break
-                return episode
-        except asyncio.CancelledError:
-            if not enough.is_set():
-                raise
-            record = _Record(request)
-            record.fail(Status.CANCELLED, "Enough other episodes were done.")
-            return record.episode(0.0)
-
-    async def _attempt(self, place: int, request: Request, turnstile: Turnstile) -> Episode:
-        record, env, lowest = _Record(request), None, 0.0
-        limit = asyncio.timeout(self.config.max_seconds)
-        try:
-            with self._in_environment():
-                env = await self.host.borrow()
-            lowest = env.lowest
-            async with limit:
-                await self._play(place, env, record, turnstile)
-        except EngineError as error:
-            record.fail(Status.ENGINE_ERROR, str(error))
-        except WorkerError as error:
-            record.fail(error.status, str(error))
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
-                raise
-            if limit.expired() and record.sampling:
-                record.stop(StopReason.MAX_SECONDS)
-            elif limit.expired():
-                record.fail(Status.TIMEOUT, LATE)
-            else:  # a stranger's code: whatever it raises is data
-                record.fail(_status_of(error), traceback.format_exc(limit=-8))
-        finally:
-            if env is not None:
-                await self.host.give_back(env, clean=record.status is Status.OK)
-        return record.episode(lowest)
-
-    def _check(self, completion: Completion) -> None:
+    def check(self, completion: Completion) -> None:
+        """Raise `EngineError` for what cannot have come of the policy."""
         if not completion.ids:
             raise EngineError("The engine returned an empty completion: no token, no stop.")
         if len(completion.logp) != len(completion.ids):
@@ -245,51 +321,51 @@ class RolloutCollector:
                 f"{self.version} was published{older}."
             )
 
-    @contextmanager
-    def _in_environment(self) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.environment_seconds += time.perf_counter() - start
 
-    async def _play(self, place: int, env: Hosted, record: _Record, turnstile: Turnstile) -> None:
-        request = record.request
-        with self._in_environment():
-            observation, info = await env.reset(request.task, request.seed)
-        ledger = record.open(self.template, _messages(observation, info), self.config.history)
-        for turn in range(self.config.max_turns):
-            room = self.context - len(ledger.ids)
-            if room < 1:
-                record.stop(StopReason.CONTEXT)
-                return
-            sampling = attrs.evolve(
-                self.sampling,
-                max_tokens=min(self.sampling.max_tokens, room),
-                seed=derive(request.sampling_seed, turn),
-            )
-            async with turnstile.turn(place):
-                record.sampling = True
-                completion = await self.engine.generate(
-                    ledger.ids, sampling, conversation=request.sampling_seed
-                )
-                record.sampling = False
-            self._check(completion)
-            action = record.say(ledger.policy_said(completion))
-            if completion.finish_reason == "length":
-                short = room <= self.sampling.max_tokens
-                record.stop(StopReason.CONTEXT if short else StopReason.MAX_TOKENS)
-                return
-            with self._in_environment():
-                observation, reward, terminated, truncated, info = await env.step(action)
-            record.rewards.append(reward)
-            if terminated or truncated:
-                record.finish(info, terminated=terminated)
-                return
-            answer = _messages(observation, info)
-            record.messages += answer
-            ledger.environment_said(answer)
-        record.stop(StopReason.MAX_TURNS)
+@define
+class TokenConversation:
+    """A conversation in tokens: exactly those that were sampled, and the chat template's."""
+
+    collector: RolloutCollector
+    request: Request
+    ledger: TokenLedger
+    usage: None = field(default=None, init=False)
+    _turns: int = field(default=0, init=False)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for a token more."""
+        return self._room < 1
+
+    @property
+    def _room(self) -> int:
+        return self.collector.context - len(self.ledger.ids)
+
+    async def speak(self) -> Said:
+        """Sample a turn."""
+        room, most = self._room, self.collector.sampling.max_tokens
+        sampling = attrs.evolve(
+            self.collector.sampling,
+            max_tokens=min(most, room),
+            seed=derive(self.request.sampling_seed, self._turns),
+        )
+        self._turns += 1
+        completion = await self.collector.engine.generate(
+            self.ledger.ids, sampling, conversation=self.request.sampling_seed
+        )
+        self.collector.check(completion)
+        text = self.ledger.policy_said(completion)
+        if completion.finish_reason != "length":
+            return Said(text)
+        return Said(text, StopReason.CONTEXT if room <= most else StopReason.MAX_TOKENS)
+
+    def hear(self, messages: Sequence[Message]) -> None:
+        """Append what the chat template makes of them."""
+        self.ledger.environment_said(messages)
+
+    def segments(self) -> tuple[Segment, ...]:
+        """Return the ledger's."""
+        return self.ledger.segments()
 
 
 async def _until_enough(
@@ -330,7 +406,7 @@ class _Record:
     request: Request
     sampling: bool = False
     """Whether it is the policy that is at work, and not an environment."""
-    ledger: TokenLedger | None = None
+    conversation: Conversation | None = None
     messages: list[Message] = field(factory=list)
     rewards: list[float] = field(factory=list)
     success: bool = False
@@ -341,16 +417,10 @@ class _Record:
     metrics: dict[str, float] = field(factory=dict)
     report: str = ""
 
-    def open(
-        self, template: ChatTemplate, messages: list[Message], history: History
-    ) -> TokenLedger:
-        self.messages += messages
-        self.ledger = TokenLedger(template, messages, history)
-        return self.ledger
-
-    def say(self, text: str) -> str:
-        self.messages.append({"role": "assistant", "content": text})
-        return text
+    def say(self, said: Said) -> str:
+        if said.text is not None:
+            self.messages.append({"role": "assistant", "content": said.text})
+        return said.text or ""
 
     def stop(self, reason: StopReason) -> None:
         self.stop_reason = reason
@@ -379,7 +449,8 @@ class _Record:
             task=self.request.task,
             seed=self.request.seed,
             rollout=self.request.rollout,
-            segments=self.ledger.segments() if self.ledger else (),
+            segments=self.conversation.segments() if self.conversation else (),
+            usage=self.conversation.usage if self.conversation else None,
             messages=tuple(self.messages),
             rewards=tuple(self.rewards),
             penalty=-fall if cut and 0 < fall < math.inf else 0.0,
