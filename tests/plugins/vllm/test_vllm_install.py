@@ -193,7 +193,7 @@ def lose_name(place: Place) -> None:
         (lose_interpreter, "No such file"),
         (lose_requirements, "it is not finished, or of another version of Isentrope"),
         (lose_package, "ModuleNotFoundError: No module named 'torch'"),
-        (lose_name, "and not"),
+        (lose_name, "PackageNotFoundError: No package metadata was found for vllm"),
     ],
 )
 def test_the_doctor_says_what_is_broken(

@@ -13,6 +13,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +55,32 @@ def wait_for(condition: Any, seconds: float = 20.0) -> bool:
     return bool(condition())
 
 
-def processes(word: str) -> list[str]:
-    """Return the ids of processes whose command or environment has a word."""
-    found = []
+def processes(word: str) -> dict[str, str]:
+    """Return processes with a word in command or environment, and those below; what each runs."""
+    found, parents = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            text = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+            command = (folder / "cmdline").read_bytes().decode(errors="replace")
+            environment = (folder / "environ").read_bytes().decode(errors="replace")
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
         except OSError:
             continue
-        if word.encode() in text and folder.name != str(os.getpid()):
-            found.append(folder.name)
+        parents[folder.name] = (parent, command)
+        if word in command + environment and folder.name != str(os.getpid()):
+            found[folder.name] = command
+    while more := {i: run for i, (up, run) in parents.items() if up in found and i not in found}:
+        found.update(more)
     return found
+
+
+def spawned(ours: dict[str, str]) -> list[str]:
+    """Return those of a server's processes that its first one started: the engine, its worker."""
+    return [i for i, run in ours.items() if "spawn_main" in run or "VLLM::" in run]
+
+
+def left_of(ours: dict[str, str], word: str) -> list[str]:
+    """Return those of some processes that are still there, and others that have the word."""
+    return [i for i in {**ours, **processes(word)} if Path(f"/proc/{i}").exists()]
 
 
 # What a server is started with
@@ -256,7 +272,7 @@ def test_a_keeper_that_is_told_to_ends_all_of_its_server(mark: str, how: str) ->
         else:
             keeper.terminate()
         assert 128 + signal.SIGKILL == keeper.wait(timeout=20)
-        assert [] == processes(mark)
+        assert {} == processes(mark)
     assert [] == list(Path(mark).iterdir())
 
 
@@ -266,7 +282,7 @@ def test_a_keeper_ends_as_its_server_did_and_takes_the_rest_with_it(mark: str) -
     command.append(f"{program} sys.exit(3)")
     with subprocess.Popen(command, stdin=subprocess.PIPE) as keeper:
         assert 3 == keeper.wait(timeout=20)
-    assert [] == processes(mark)
+    assert {} == processes(mark)
 
 
 def test_a_servers_temporary_folder_has_a_path_short_enough_for_its_sockets(
@@ -322,23 +338,21 @@ def stopped(vllm: Place, tiny_model: Path, mark: str) -> Iterator[Server]:
 def test_a_stopped_server_leaves_nothing(stopped: Server, mark: str) -> None:
     (base,) = get(f"{stopped.url}/v1/models")["data"]
     assert 256 == base["max_model_len"]
-    assert len(processes(mark)) >= 4
+    ours = processes(mark)
+    assert 2 == len(spawned(ours))
     stopped.stop()
-    assert ([], []) == (processes(mark), list(Path(mark).iterdir()))
+    assert ([], []) == (left_of(ours, mark), list(Path(mark).iterdir()))
     assert (False, False) == (stopped.alive, stopped.healthy())
     stopped.stop()  # nothing happens
 
 
 @pytest.mark.slow
 def test_a_server_whose_engine_is_killed_ends_and_says_so(stopped: Server, mark: str) -> None:
-    (engine,) = [
-        process
-        for process in processes(mark)
-        if Path(f"/proc/{process}/comm").read_text().startswith("VLLM::EngineCor")
-    ]
-    os.kill(int(engine), signal.SIGKILL)
+    ours = processes(mark)
+    engine = min(map(int, spawned(ours)))  # which starts its worker
+    os.kill(engine, signal.SIGKILL)
     assert wait_for(lambda: not stopped.alive, 60)
-    assert [] == processes(mark)
+    assert [] == left_of(ours, mark)
     said = stopped.obituary()
     assert f"{stopped.url} ended with exit status" in said
     assert "EngineDeadError" in said or "died unexpectedly" in said, said
@@ -372,18 +386,23 @@ def test_a_server_that_takes_too_long_is_told_of(vllm: Place, tiny_model: Path, 
         pytest.raises(EngineError, match=told),
     ):
         server.wait_ready(0.3)
-    assert [] == processes(mark)
+    assert {} == processes(mark)
     server.log.unlink()
 
 
 # The command
 
 
-def serve(*arguments: object, place: Path) -> subprocess.Popen[str]:
+@contextmanager
+def serve(*arguments: object, place: Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "isentrope", "vllm", "serve", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, VARIABLE: str(place), "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command, env=environment, **pipes)  # type: ignore[call-overload,no-any-return]
+    with subprocess.Popen(command, env=environment, **pipes) as process:  # type: ignore[call-overload]
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_serving_nothing_is_one_sentence(tmp_path: Path) -> None:
@@ -406,11 +425,13 @@ def test_servers_are_served_until_ctrl_c(vllm: Place, tiny_model: Path, mark: st
         assert f'\n[engine]\nid = "vllm"\nurls = ["{first}", "{second}"]\n\n' == toml
         served = [get(f"{url}/v1/models")["data"][0] for url in (first, second)]
         assert [256, 256] == [base["max_model_len"] for base in served]
+        ours = processes(mark)
+        assert 4 == len(spawned(ours))
         command.send_signal(signal.SIGINT)
         rest, error = command.communicate(timeout=60)
     assert (130, "") == (command.returncode, error)
     assert rest.endswith("Stops.\n")
-    assert ([], []) == (processes(mark), list(Path(mark).iterdir()))
+    assert ([], []) == (left_of(ours, mark), list(Path(mark).iterdir()))
 
 
 @pytest.mark.slow
@@ -420,9 +441,10 @@ def test_a_command_that_is_ended_while_its_server_starts_leaves_none(
 ) -> None:
     with serve(tiny_model, place=vllm.root) as command:
         assert wait_for(lambda: len(processes(mark)) >= 5, 120)  # its engine has been started
+        ours = processes(mark)
         command.send_signal(word)
         assert status == command.wait(timeout=60)
-        assert wait_for(lambda: not processes(mark))
+        assert wait_for(lambda: not left_of(ours, mark))
 
 
 @pytest.mark.slow
@@ -433,14 +455,11 @@ def test_a_server_that_dies_is_named_with_its_reason_and_the_last_one_ends_the_c
         assert command.stdout is not None
         url = command.stdout.readline().split()[0]
         assert "Ready." in command.stdout.readline()
-        (keeper,) = [
-            process
-            for process in processes(mark)
-            if b"keeper.py" in Path(f"/proc/{process}/cmdline").read_bytes()
-        ]
+        ours = processes(mark)
+        (keeper,) = (i for i, run in ours.items() if "keeper.py" in run)
         os.kill(int(keeper), signal.SIGKILL)  # not even this leaves a server
         error = command.communicate(timeout=60)[1]
     assert 1 == command.returncode
     assert f"at {url} ended with signal 9" in error
     assert "0 of 1 are left." in error
-    assert wait_for(lambda: not processes(mark))
+    assert wait_for(lambda: not left_of(ours, mark))
