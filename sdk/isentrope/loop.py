@@ -25,6 +25,7 @@ from isentrope.looping import LoopThread, Runner, off_loop, torch_threads
 from isentrope.plugins import registry
 from isentrope.runs import Run, check_free, new_folder
 from isentrope.structuring import unstructure
+from isentrope.workers.nursery import kept_warm
 
 if TYPE_CHECKING:
     from isentrope.learner.checkpoints import Progress
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Listener = Callable[[Mapping[str, Any]], None]
 
 
+@kept_warm()  # a configuration makes its environment to check it, more than once
 def train(
     config: TrainConfig | Mapping[str, Any] | str | Path | None = None,
     *,
