@@ -144,6 +144,7 @@ def train(
     import isentrope
     from isentrope.config import parse_settings, read_config
     from isentrope.live import LiveView
+    from isentrope.workers.nursery import kept_warm
 
     if config is None and resume is None:
         raise ConfigError("Name a CONFIG.toml to train from, or --resume RUN to go on with one.")
@@ -151,10 +152,11 @@ def train(
     if out is not None:
         overrides["out"] = str(out)
     source = resume / "config.toml" if resume is not None else config
-    planned = read_config(source, overrides)
-    wanted = planned.iterations
-    with LiveView(_console, wanted, planned.algorithm.knobs()) as view:
-        run = isentrope.train(config, resume=resume, on_iteration=view, **overrides)
+    with kept_warm():
+        planned = read_config(source, overrides)
+        wanted = planned.iterations
+        with LiveView(_console, wanted, planned.algorithm.knobs()) as view:
+            run = isentrope.train(config, resume=resume, on_iteration=view, **overrides)
     if not _FIRST:
         return
     metrics = run.metrics
@@ -265,12 +267,16 @@ def check(
 ) -> None:
     """Check an environment, objective, transform, estimator or controller against its contract."""
     from isentrope.config import parse_settings
-    from isentrope.testing import check
+    from isentrope.testing import Finding, check
 
-    report = check(name, kind, on=on, **parse_settings(setting or ()))
-    for line in str(report).splitlines():
-        colour = "red" if line.lstrip().startswith("FAIL") else "default"
-        _console.print(f"[{colour}]{_escaped(line)}[/]", highlight=False)
+    def show(finding: Finding) -> None:
+        colour = "red" if not finding.ok else "default" if finding.ran else "yellow"
+        _console.print(f"  [{colour}]{_escaped(str(finding))}[/]", highlight=False)
+
+    with _console.status(f"Checks {_escaped(name)}"):  # nothing, where there is no terminal
+        report = check(name, kind, on=on, on_finding=show, **parse_settings(setting or ()))
+    colour = "default" if report.ok else "red"
+    _console.print(f"[{colour}]{_escaped(report.summary)}[/]", highlight=False)
     if not report.ok:
         raise typer.Exit(1)
 

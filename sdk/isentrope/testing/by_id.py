@@ -7,7 +7,7 @@ from typing import Any
 from isentrope.components import component, recipe
 from isentrope.errors import ConfigError, UnknownNameError
 from isentrope.plugins import registry
-from isentrope.testing._report import Report
+from isentrope.testing._report import Listener, Report
 from isentrope.testing.controllers import check_controller
 from isentrope.testing.environments import check_env
 from isentrope.testing.objectives import check_objective
@@ -16,11 +16,19 @@ KINDS = ("environment", "advantage", "transform", "objective", "controller")
 """What can be checked by its id; an engine needs a model: `check_engine`."""
 
 
-def check(name: str, /, kind: str | None = None, *, on: str = "grpo", **config: Any) -> Report:
+def check(
+    name: str,
+    /,
+    kind: str | None = None,
+    *,
+    on: str = "grpo",
+    on_finding: Listener | None = None,
+    **config: Any,
+) -> Report:
     """Check a component by its id, or an environment by ``"package.module:Class"``.
 
     kind: of `KINDS`, where several kinds have the id. on: the recipe whose knobs a controller is
-    tried on. config: its fields.
+    tried on. on_finding: called with the outcome of each check as it ends. config: its fields.
 
     Raises `UnknownNameError` for an id or kind that does not exist, and `ConfigError` where kind is
     needed, or where the component cannot be made of `config`.
@@ -29,11 +37,11 @@ def check(name: str, /, kind: str | None = None, *, on: str = "grpo", **config: 
     if kind not in KINDS:
         raise UnknownNameError("Kind to check", kind, KINDS)
     if kind == "environment":
-        return check_env(name, **config)
+        return check_env(name, on_finding=on_finding, **config)
     made = component(kind, name, **config)  # type: ignore[arg-type]  # one of KINDS
     if kind == "controller":
-        return check_controller(made, recipe(on))
-    return check_objective(made)
+        return check_controller(made, recipe(on), on_finding=on_finding)
+    return check_objective(made, on_finding=on_finding)
 
 
 def _kind_of(name: str) -> str:
