@@ -24,6 +24,7 @@ from isentrope import (
     AdvantageTransform,
     Algorithm,
     Completion,
+    ConfigError,
     Controller,
     EngineError,
     EngineUse,
@@ -1206,3 +1207,23 @@ def test_components_are_checked_by_their_id() -> None:
     for name, said in (("grop", "'grop' does not exist"), ("repo-r", "'transfrom' does not exist")):
         with pytest.raises(UnknownNameError, match=said):
             check(name, "transfrom" if name == "repo-r" else None)
+
+
+def test_a_component_that_needs_fields_asks_for_them_all() -> None:
+    from isentrope.testing import check
+
+    with pytest.raises(ConfigError) as caught:
+        check("entropy-ladder", knob="objective.eps_high")
+    assert (
+        "The controller 'entropy-ladder' needs low, high to be checked: "
+        "isentrope check entropy-ladder --set low=... --set high=..."
+    ) == str(caught.value)
+    with pytest.raises(UnknownNameError, match="Did you mean 'knob'"):
+        check("entropy-ladder", nob=1)
+
+
+def test_a_recipe_names_what_can_be_checked_of_it() -> None:
+    from isentrope.testing import check
+
+    with pytest.raises(ConfigError, match=r"'grpo' is a recipe, .* group-normalized, clipped"):
+        check("grpo")

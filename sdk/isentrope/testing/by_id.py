@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from isentrope.components import component, recipe
+from attrs import NOTHING
+
+from isentrope.components import component, id_of, recipe
 from isentrope.errors import ConfigError, UnknownNameError
 from isentrope.plugins import registry
+from isentrope.structuring import fields
 from isentrope.testing._report import Listener, Report
 from isentrope.testing.controllers import check_controller
 from isentrope.testing.environments import check_env
@@ -38,16 +42,40 @@ def check(
         raise UnknownNameError("Kind to check", kind, KINDS)
     if kind == "environment":
         return check_env(name, on_finding=on_finding, **config)
-    made = component(kind, name, **config)  # type: ignore[arg-type]  # one of KINDS
+    made = _made(kind, name, config)
     if kind == "controller":
         return check_controller(made, recipe(on), on_finding=on_finding)
     return check_objective(made, on_finding=on_finding)
+
+
+def _made(kind: str, name: str, config: Mapping[str, Any]) -> Any:
+    """Make a component; what it needs and was not given is asked for."""
+    try:
+        return component(kind, name, **config)  # type: ignore[arg-type]  # one of KINDS
+    except UnknownNameError:
+        raise
+    except ConfigError as error:
+        known = fields(registry().find(kind, name).load())
+        needs = [key for key, a in known.items() if a.default is NOTHING and key not in config]
+        if not needs:
+            raise
+        settings = " ".join(f"--set {key}=..." for key in needs)
+        raise ConfigError(
+            f"The {kind} {name!r} needs {', '.join(needs)} to be checked: "
+            f"isentrope check {name} {settings}"
+        ) from error
 
 
 def _kind_of(name: str) -> str:
     found = [kind for kind in KINDS if name in registry().specs(kind)]
     if ":" in name:
         found = ["environment"]
+    if not found and name in registry().specs("recipe"):
+        parts = ", ".join(dict.fromkeys(id_of(part) for part in recipe(name).slots().values()))
+        raise ConfigError(
+            f"{name!r} is a recipe, which is checked when it is made; what it is made of can be "
+            f"checked by itself: {parts}."
+        )
     if not found:
         known = {id_ for kind in KINDS for id_ in registry().specs(kind)}
         raise UnknownNameError("Component", name, known)
