@@ -191,7 +191,9 @@ def recipe(name: str, **overrides: Any) -> Algorithm:
         ) from error
     if not isinstance(made, Algorithm):
         raise PluginError(f"Recipe {name!r} returned a {type(made).__name__}, not an Algorithm.")
-    return _override(made, overrides, also=parameters)
+    made = _override(made, overrides, also=parameters)
+    object.__setattr__(made, "recipe", name)  # a note on what never changes otherwise
+    return made
 
 
 def component(kind: Kind, name: str, **fields: Any) -> Any:
