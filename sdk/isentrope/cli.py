@@ -329,14 +329,16 @@ def plugins() -> None:
 
 @app.command()
 def envs() -> None:
-    """List the environments and their splits."""
+    """List the environments, their splits, and the command that one needs to be run first."""
     from isentrope.plugins import registry
     from isentrope.specs import EnvSpec
 
-    table = Table("id", "splits", "summary", box=None)
+    table = Table("id", "splits", "needs", "summary", box=None)
     for name, spec in sorted(registry().specs("environment").items()):
-        splits = ", ".join(spec.splits) if isinstance(spec, EnvSpec) else ""
-        table.add_row(_escaped(name), _escaped(splits), _escaped(spec.summary))
+        assert isinstance(spec, EnvSpec)  # the hook takes no other
+        there = spec.python is None or Path(spec.python).is_file()
+        cells = (name, ", ".join(spec.splits), "" if there else spec.setup, spec.summary)
+        table.add_row(*map(_escaped, cells))
     _console.print(table)
 
 
