@@ -29,6 +29,7 @@ def isentrope_environments() -> list[EnvSpec]:
             episodes=50,  # the engine leaks a megabyte with each world
             python=str(Place.default().python),
             setup="isentrope appworld install",
+            fault="isentrope_envs.appworld.interpreter:fault",
         ),
         EnvSpec(
             "appworld-served",

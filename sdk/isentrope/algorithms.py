@@ -97,6 +97,8 @@ class Algorithm:
     """Passes over an iteration's experience."""
     minibatch: int | None = field(default=None, validator=validators.optional(whole(1)))
     """Episodes per optimizer step; None, or more than an iteration collects: all of them."""
+    recipe: str = field(default="", init=False, eq=False, repr=False)
+    """The name of the recipe that made it, where one did: runs are called by it."""
 
     def __attrs_post_init__(self) -> None:
         """Check the composition."""

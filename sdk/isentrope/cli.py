@@ -147,6 +147,7 @@ def train(
     import isentrope
     from isentrope.config import parse_settings, read_config
     from isentrope.live import LiveView
+    from isentrope.workers.nursery import kept_warm
 
     if config is None and resume is None:
         raise ConfigError("Name a CONFIG.toml to train from, or --resume RUN to go on with one.")
@@ -154,10 +155,11 @@ def train(
     if out is not None:
         overrides["out"] = str(out)
     source = resume / "config.toml" if resume is not None else config
-    planned = read_config(source, overrides)
-    wanted = planned.iterations
-    with LiveView(_console, wanted, planned.algorithm.knobs()) as view:
-        run = isentrope.train(config, resume=resume, on_iteration=view, **overrides)
+    with kept_warm():
+        planned = read_config(source, overrides)
+        wanted = planned.iterations
+        with LiveView(_console, wanted, planned.algorithm.knobs()) as view:
+            run = isentrope.train(config, resume=resume, on_iteration=view, **overrides)
     if not _FIRST:
         return
     metrics = run.metrics
@@ -306,12 +308,16 @@ def check(
 ) -> None:
     """Check an environment, objective, transform, estimator or controller against its contract."""
     from isentrope.config import parse_settings
-    from isentrope.testing import check
+    from isentrope.testing import Finding, check
 
-    report = check(name, kind, on=on, **parse_settings(setting or ()))
-    for line in str(report).splitlines():
-        colour = "red" if line.lstrip().startswith("FAIL") else "default"
-        _console.print(f"[{colour}]{_escaped(line)}[/]", highlight=False)
+    def show(finding: Finding) -> None:
+        colour = "red" if not finding.ok else "default" if finding.ran else "yellow"
+        _console.print(f"  [{colour}]{_escaped(str(finding))}[/]", highlight=False)
+
+    with _console.status(f"Checks {_escaped(name)}"):  # nothing, where there is no terminal
+        report = check(name, kind, on=on, on_finding=show, **parse_settings(setting or ()))
+    colour = "default" if report.ok else "red"
+    _console.print(f"[{colour}]{_escaped(report.summary)}[/]", highlight=False)
     if not report.ok:
         raise typer.Exit(1)
 
@@ -364,14 +370,16 @@ def plugins() -> None:
 
 @app.command()
 def envs() -> None:
-    """List the environments and their splits."""
+    """List the environments, their splits, and the command that one needs to be run first."""
     from isentrope.plugins import registry
     from isentrope.specs import EnvSpec
 
-    table = Table("id", "splits", "summary", box=None)
+    table = Table("id", "splits", "needs", "summary", box=None)
     for name, spec in sorted(registry().specs("environment").items()):
-        splits = ", ".join(spec.splits) if isinstance(spec, EnvSpec) else ""
-        table.add_row(_escaped(name), _escaped(splits), _escaped(spec.summary))
+        assert isinstance(spec, EnvSpec)  # the hook takes no other
+        there = spec.python is None or Path(spec.python).is_file()
+        cells = (name, ", ".join(spec.splits), "" if there else spec.setup, spec.summary)
+        table.add_row(*map(_escaped, cells))
     _console.print(table)
 
 

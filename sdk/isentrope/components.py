@@ -8,8 +8,9 @@ looked up among the plugins, the other keys fill the class's fields. An id may a
 from __future__ import annotations
 
 import inspect
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from isentrope.workers.cluster import RayPool
 from isentrope.workers.limits import WorkerConfig
 from isentrope.workers.pool import Pool, WorkerPool
 from isentrope.workers.remote import RemoteEnv
+from isentrope.workers.shim import options_of
 from isentrope.workers.worker import WorkerError
 
 TYPE_OF: dict[str, type] = {
@@ -66,19 +68,13 @@ def make(env_id: str, **config: Any) -> TextEnv:
     if spec.python is not None:
         return _remote(spec, env_id, arguments)
     cls = load(spec.entry_point, f"environment {env_id!r}")
-    parameters = inspect.signature(cls).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for key in arguments:
-            if key not in parameters:
-                raise UnknownNameError(f"Option of environment {env_id!r}:", key, parameters)
     try:
         env = cls(**arguments)
     except IsentropeError:
         raise
     except (Exception, SystemExit) as error:  # a stranger's constructor
-        raise ConfigError(
-            f"Environment {env_id!r} cannot be made: {type(error).__name__}: {error}"
-        ) from error
+        options = options_of(cls) if isinstance(error, TypeError) else []
+        raise _not_made(env_id, f"{type(error).__name__}: {error}", options) from error
     if not isinstance(env, TextEnv):
         raise PluginError(
             f"Environment {env_id!r} is a {type(env).__name__}; an EnvSpec must name a subclass "
@@ -107,9 +103,25 @@ def _remote(spec: EnvSpec, env_id: str, config: Mapping[str, Any]) -> TextEnv:
     try:
         return Guard(RemoteEnv(pool), env_id)
     except WorkerError as error:
-        reason = str(error).strip().splitlines()[-1]
-        reason = reason.removeprefix("isentrope.errors.ConfigError: ")
-        raise ConfigError(f"Environment {env_id!r} cannot be made: {reason}") from error
+        if (raised := error.raised) is None:
+            raise _not_made(env_id, " ".join(_ends(str(error).splitlines()))) from error
+        if "IsentropeError" in raised.names:
+            raise ConfigError(raised.said) from error
+        reason = f"{raised.names[0]}: {raised.said}"
+        raise _not_made(env_id, reason, raised.options) from error
+
+
+def _not_made(env_id: str, reason: str, options: Sequence[str] = ()) -> ConfigError:
+    """Return the error for an environment that cannot be made; options: names of what it takes."""
+    unexpected = re.match(r"TypeError: .* unexpected keyword argument '(\w+)'", reason)
+    if unexpected and options and unexpected[1] not in options:
+        return UnknownNameError(f"Option of environment {env_id!r}:", unexpected[1], options)
+    return ConfigError(f"Environment {env_id!r} cannot be made: {reason}")
+
+
+def _ends(lines: Sequence[str]) -> Sequence[str]:
+    """Return the first line, and the last if that is another: what happened, and was printed."""
+    return lines if len(lines) < 2 else (lines[0], lines[-1])
 
 
 def pool_of(spec: EnvSpec, env_id: str, config: Mapping[str, Any], limits: WorkerConfig) -> Pool:
@@ -126,6 +138,10 @@ def pool_of(spec: EnvSpec, env_id: str, config: Mapping[str, Any], limits: Worke
     if here and spec.python is not None and not Path(spec.python).is_file():
         setup = f" Set it up: {spec.setup}" if spec.setup else ""
         raise ConfigError(f"The interpreter of {env_id!r} is not there: {spec.python}.{setup}")
+    if here and spec.python is not None and spec.fault:
+        found = load(spec.fault, f"fault of {env_id!r}")(spec.python)
+        if found is not None:
+            raise ConfigError(f"Environment {env_id!r} cannot be made: {found}")
     pool: type[Pool] = WorkerPool if here else RayPool
     return pool(
         name=env_id,
@@ -175,7 +191,9 @@ def recipe(name: str, **overrides: Any) -> Algorithm:
         ) from error
     if not isinstance(made, Algorithm):
         raise PluginError(f"Recipe {name!r} returned a {type(made).__name__}, not an Algorithm.")
-    return _override(made, overrides, also=parameters)
+    made = _override(made, overrides, also=parameters)
+    object.__setattr__(made, "recipe", name)  # a note on what never changes otherwise
+    return made
 
 
 def component(kind: Kind, name: str, **fields: Any) -> Any:

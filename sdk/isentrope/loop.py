@@ -25,6 +25,7 @@ from isentrope.looping import LoopThread, Runner, off_loop, torch_threads
 from isentrope.plugins import registry
 from isentrope.runs import Run, check_free, new_folder
 from isentrope.structuring import unstructure
+from isentrope.workers.nursery import kept_warm
 
 if TYPE_CHECKING:
     from isentrope.learner.checkpoints import Progress
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Listener = Callable[[Mapping[str, Any]], None]
 
 
+@kept_warm()  # a configuration makes its environment to check it, more than once
 def train(
     config: TrainConfig | Mapping[str, Any] | str | Path | None = None,
     *,
@@ -129,7 +131,7 @@ def _iterate(
             trainer.rehearse()
         saved = progress.iteration
         held_up = 0.0  # by the checkpoint before: it is written after its iteration's metrics
-        stopping = False
+        stopping = any(ranks.gather(interrupted()))  # while the model was warmed up, say
         while not (_ended(config, progress) or stopping):
             metrics, episodes = trainer.iterate(runner)
             metrics["seconds/checkpoint"], held_up = held_up, 0.0
@@ -229,9 +231,9 @@ def _resumed(run: Run, config: object, overrides: Mapping[str, Any]) -> TrainCon
 
 def _name(config: TrainConfig) -> str:
     """Name a run that came from no file by its environment and what it learns with."""
-    parts = [config.env.id, type(config.algorithm.objective).__name__]
-    parts += [type(transform).__name__ for transform in config.algorithm.transforms]
-    return "-".join(parts).lower()
+    algorithm = config.algorithm
+    parts = [type(part).__name__ for part in (algorithm.objective, *algorithm.transforms)]
+    return "-".join([config.env.id, *([algorithm.recipe] if algorithm.recipe else parts)]).lower()
 
 
 @contextmanager
@@ -258,7 +260,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         if asked.is_set() and signum == signal.SIGINT:
             raise KeyboardInterrupt
         if first and not asked.is_set():
-            message = "Stopping at the end of this iteration"
+            message = "Stopping at the end of this iteration, or before the first"
             if signum == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
                 message += "; Ctrl-C again stops at once"
             print(f"{message}.", file=sys.stderr, flush=True)

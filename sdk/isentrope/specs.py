@@ -98,6 +98,9 @@ class EnvSpec:
     Isentrope. None: this one."""
     setup: str = ""
     """What makes that interpreter, for the error where it is not there: a command, say."""
+    fault: str = ""
+    """``"package.module:function"``, called here with that path before the interpreter is started:
+    returns a sentence, what is wrong with it and how to mend that, or None."""
 
     kind: Kind = field(default="environment", init=False)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from isentrope import EnvRef, IsentropeError, Task, TaskSet, TextEnv
+from isentrope import ConfigError, EnvRef, IsentropeError, Task, TaskSet, TextEnv
 from isentrope_plugins.tiny.demonstrations import demonstrations
+from isentrope_plugins.tiny.model import TinyQwen3
 
 
 class Misbehaving(TextEnv):
@@ -46,13 +48,34 @@ def played(how: str) -> Any:
 @pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
 @pytest.mark.parametrize(
     ("how", "said"),
-    [("exits", r"died in step\(\).*exit code 3"), ("raises", "LookupError: nothing is here")],
+    [
+        ("exits", r"Misbehaving' failed: It died in step\(\).*exit code 3"),
+        ("raises", r"^Environment .*Misbehaving' failed: LookupError in step\(\): nothing is here"),
+    ],
 )
 def test_an_environment_that_fails_is_an_error_that_says_how(how: str, said: str) -> None:
     start = time.monotonic()
     with pytest.raises(IsentropeError, match=said):
         played(how)
     assert time.monotonic() - start < 30
+
+
+class Unsolved(TextEnv):
+    """It has no demonstrations."""
+
+    def __init__(self) -> None:
+        self.tasks = TaskSet({"train": [Task("a")]})
+
+
+def test_without_a_warm_up_no_demonstrations_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISENTROPE_CACHE", str(tmp_path))
+    ref = EnvRef(f"{__name__}:Unsolved")
+    cold = TinyQwen3(hidden_size=16, layers=1, warmup_steps=0).build(ref)
+    assert "caf\u00e9 7" == cold.tokenizer.decode(cold.tokenizer("caf\u00e9 7")["input_ids"])
+    with pytest.raises(ConfigError, match="has no demonstrations to warm up on"):
+        TinyQwen3(hidden_size=16, layers=1, warmup_steps=1).build(ref)
 
 
 def test_the_solvers_noise_is_the_same_every_time() -> None:

@@ -99,6 +99,31 @@ def test_plugins_and_envs_are_listed(tmp_path: Path) -> None:
     assert "train, dev, test" in envs.stdout
 
 
+def test_envs_say_what_one_needs_before_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row() -> str:
+        lines = isentrope("envs", cwd=tmp_path).stdout.splitlines()
+        return next(line for line in lines if line.split()[0] == "appworld")
+
+    monkeypatch.setenv("ISENTROPE_APPWORLD", str(tmp_path))
+    assert "isentrope appworld install" in row()
+    (tmp_path / "python" / "bin").mkdir(parents=True)
+    (tmp_path / "python" / "bin" / "python").touch()
+    assert "isentrope appworld install" not in row()
+
+
+def test_check_says_what_each_check_found_and_how_many_passed(tmp_path: Path) -> None:
+    done = isentrope("check", "clipped", cwd=tmp_path)
+    assert 0 == done.returncode
+    *findings, summary = done.stdout.splitlines()
+    assert "Clipped: 8 of 8 checks passed" == summary
+    assert ["ok"] * 8 == [line.split()[0] for line in findings]
+    refused = isentrope("check", "entropy-ladder", cwd=tmp_path)
+    assert (2, "") == (refused.returncode, refused.stdout)
+    assert "isentrope check entropy-ladder --set knob=... --set low=..." in refused.stderr
+
+
 COMMANDS = """
 from isentrope import ComponentSpec, hookimpl
 

@@ -487,6 +487,15 @@ def test_make_names_the_nearest_environment() -> None:
         isentrope.make("arithmetics")
 
 
+def test_make_names_the_nearest_option_of_a_base_too() -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        isentrope.make("appworld-served", tuns=3)
+    assert (
+        "Option of environment 'appworld-served': 'tuns' does not exist. Did you mean 'turns'?"
+    ) == str(caught.value)
+    assert {"urls", "tasks", "preset", "turns"} < set(caught.value.options)
+
+
 def test_make_names_the_nearest_option() -> None:
     with pytest.raises(UnknownNameError) as caught:
         isentrope.make("arithmetic", graading="answer")

@@ -94,6 +94,16 @@ def test_the_interval_of_a_difference_is_that_of_scipys_paired_test() -> None:
     assert (expected.low, expected.high) == pytest.approx((found.low, found.high))
 
 
+def test_the_interval_of_a_difference_ends_where_differences_do() -> None:
+    values = [1.0, 1.0, 1.0, 0.5]
+    expected = stats.ttest_1samp(values, 0).confidence_interval()
+    assert expected.high > 1
+    found = difference(values)
+    assert (expected.low, 1.0) == pytest.approx((found.low, found.high))
+    found = difference([-v for v in values])
+    assert (-1.0, -expected.low) == pytest.approx((found.low, found.high))
+
+
 def test_equal_differences_get_two_tasks_more() -> None:
     expected = stats.ttest_1samp([0.0] * 30 + [1, -1], 0).confidence_interval()
     found = difference([0.0] * 30)

@@ -337,12 +337,27 @@ def test_an_interrupted_evaluation_goes_on_to_the_result_of_an_uninterrupted_one
     ] == stopped.__notes__
     assert not (tmp_path / "parts" / "result.json").exists()
     assert isentrope.report(tmp_path / "parts").is_file()  # of what there is by now
+    so_far = Evaluation.read(tmp_path / "parts")
+    assert not so_far.finished
+    assert f"It is not finished: the numbers are those of the {kept} attempts" in so_far.notes()[0]
+    assert "that one is not finished: evaluating it again goes on." in so_far.against(whole).notes(
+        "that one", "the whole"
+    )
     resumed = evaluate(k=4, out=tmp_path / "parts")
     assert (24, 24 - kept) == (len(lines(tmp_path / "parts")), len(resumed.episodes))
     assert whole.attempts == resumed.attempts
     assert (tmp_path / "whole" / "result.json").read_text() == (
         tmp_path / "parts" / "result.json"
     ).read_text()
+
+
+def test_one_that_more_is_added_to_is_not_finished_until_that_is(evaluate, tmp_path) -> None:
+    evaluate(k=2, tasks=3, out=tmp_path / "e")
+    assert Evaluation.read(tmp_path / "e").finished
+    interrupted(evaluate, 9, k=3, out=tmp_path / "e")
+    assert not Evaluation.read(tmp_path / "e").finished
+    evaluate(k=3, out=tmp_path / "e")
+    assert Evaluation.read(tmp_path / "e").finished
 
 
 def test_a_finished_evaluation_is_only_read(evaluate, tmp_path) -> None:

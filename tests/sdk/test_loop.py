@@ -22,6 +22,7 @@ from isentrope import (
     UnknownNameError,
 )
 from isentrope.config import read_config
+from isentrope.loop import _name
 from tests.conftest import MEASURED, SMALL_MODEL
 
 
@@ -306,3 +307,22 @@ def test_grpo_learns_arithmetic_and_its_entropy_falls(tmp_path: Path) -> None:
     assert 0.2 < sum(success[:5]) / 5 < 0.4
     assert sum(success[-10:]) / 10 > sum(success[:5]) / 5 + 0.25
     assert sum(entropy[-10:]) / 10 < 0.85 * entropy[0]
+
+
+def test_a_run_is_called_by_its_environment_and_recipe() -> None:
+    made = isentrope.recipe("repo-r", on="gspo", epochs=1)
+    plain = isentrope.Algorithm(
+        advantage=isentrope.component("advantage", "group-normalized"),
+        objective=isentrope.component("objective", "clipped"),
+        transforms=[isentrope.component("transform", "repo-r")],
+    )
+    names = [
+        _name(read_config({"env": "arithmetic", "algorithm": algorithm}))
+        for algorithm in ("grpo", {"recipe": "repo-r", "epochs": 1}, made, plain)
+    ]
+    assert [
+        "arithmetic-grpo",
+        "arithmetic-repo-r",
+        "arithmetic-repo-r",
+        "arithmetic-clipped-repor",
+    ] == names

@@ -332,6 +332,12 @@ def test_shared_memory_counts_too(notebook: Notebook) -> None:
     assert not notebook.run(code).ran
 
 
+@pytest.mark.parametrize("call", ["memfd_create(b'm', 0)", "shmget(0, 1 << 20, 0o1600)"])
+def test_memory_that_counts_as_nobodys_is_refused(notebook: Notebook, call: str) -> None:
+    cell = notebook.run(f"import ctypes; print(ctypes.CDLL(None).{call})")
+    assert "-1" == cell.output.strip()
+
+
 @pytest.mark.parametrize("tags", ["python", None, [1], []])
 def test_tags_that_are_no_list_of_words_are_refused(tags: Any) -> None:
     with pytest.raises(ConfigError, match=r"CodeBlocks\.tags must be a list of words"):

@@ -676,6 +676,27 @@ def test_the_page_of_an_evaluation_shows_its_numbers_and_curves(tmp_path: Path) 
         assert "tonexty" == edges[1]["fill"]
 
 
+def test_pages_of_evaluations_are_called_by_their_policies(tmp_path: Path) -> None:
+    def title(*policies: str) -> str:
+        several = [
+            evaluation(TASKS, policy=policy, path=tmp_path / f"arithmetic-test-{i}")
+            for i, policy in enumerate(policies)
+        ]
+        page = tmp_path / "page.html"
+        if len(several) == 1:
+            isentrope.report(several[0], page)
+        else:
+            isentrope.compare(*several, out=page)
+        found = re.search(r"<h1>(.*)</h1>", page.read_text())
+        assert found is not None
+        return found[1]
+
+    assert "a" == title("/very/long/runs/a")
+    assert "a against b" == title("runs/a", "runs/b")
+    assert "3 evaluations" == title("runs/a", "runs/b", "runs/c")
+    assert "arithmetic-test-0 against arithmetic-test-1" == title("runs/a", "runs/a")
+
+
 def test_the_page_of_evaluations_subtracts_the_first_from_the_others(tmp_path: Path) -> None:
     first = evaluation(TASKS, policy="one", about={"seed": 0, "rollout": {"top_p": 1.0}})
     second = evaluation(

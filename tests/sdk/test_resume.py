@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
+import attrs
 import pytest
 import tomli_w
 
@@ -193,6 +195,28 @@ def test_ctrl_c_stops_at_the_iterations_end_and_says_how_to_go_on(tmp_path, unin
     done = len(Run(folder).metrics)
     assert 1 <= done < ITERATIONS
     assert left_behind(uninterrupted) == left_behind(isentrope.train(resume=folder))
+
+
+@attrs.frozen
+class AskedToStop:
+    """A model whose first build meets a SIGTERM."""
+
+    met: ClassVar[list[int]] = []
+
+    def build(self, env: isentrope.EnvRef) -> isentrope.LanguageModel:
+        if not self.met:
+            self.met.append(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+        fields = {key: value for key, value in SMALL_MODEL.items() if key != "id"}
+        return isentrope.component("model", "tiny-qwen3", **fields).build(env)
+
+
+def test_a_signal_before_the_first_iteration_waits_for_none(tmp_path, capsys) -> None:
+    run = isentrope.train({**TINY, "model": AskedToStop()}, out=tmp_path / "run")
+    assert "Stopping at the end of this iteration, or before the first" in capsys.readouterr().err
+    assert [] == run.metrics
+    assert isentrope.report(run).is_file()
+    assert 1 == len(isentrope.train(resume=run, iterations=1).metrics)
 
 
 def test_ctrl_c_twice_stops_at_once_and_loses_no_checkpoint(tmp_path, uninterrupted) -> None:

@@ -70,6 +70,7 @@ def test_it_installs_and_passes_offline_on_arrival(tmp_path: Path, kind: str) ->
         return found.stdout
 
     folder = new(kind, f"our-{kind}", tmp_path)
+    assert {"runs/", "evals/"} < set((folder / ".gitignore").read_text().split())
     run("pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "-e", ".")
     assert f"our-{kind}" in run("isentrope", "plugins")
     assert "passed" in run("pytest", "-q", "-p", "no:cacheprovider")

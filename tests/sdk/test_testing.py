@@ -24,6 +24,7 @@ from isentrope import (
     AdvantageTransform,
     Algorithm,
     Completion,
+    ConfigError,
     Controller,
     EngineError,
     EngineUse,
@@ -95,6 +96,22 @@ def test_a_report_without_failures_raises_nothing() -> None:
 def test_a_report_reads_as_a_list() -> None:
     text = str(Report("Environment 'x'", (GOOD, Finding("close", ok=False, message="raised"))))
     assert "Environment 'x': 1 of 2 checks passed\n  ok   tasks\n  FAIL close: raised" == text
+
+
+def test_what_was_not_run_is_not_counted_as_passed() -> None:
+    skipped = Finding("answers", ok=True, message="it needs Linux", ran=False)
+    report = Report("Environment 'x'", (GOOD, skipped))
+    assert report.ok
+    assert "Environment 'x': 1 of 1 checks passed, 1 not run" == report.summary
+    assert "skip answers: it needs Linux" in str(report)
+
+
+def test_what_an_error_says_is_not_cut() -> None:
+    class Wordy(Parrot):
+        def __init__(self) -> None:
+            raise ValueError("no " * 200 + "luck")
+
+    assert message(check_env(Wordy), "constructed").endswith("no luck")
 
 
 def test_importing_the_kit_loads_no_torch() -> None:
@@ -372,6 +389,28 @@ def test_an_instance_that_was_played_is_checked_all_the_same() -> None:
     env = KeepsState()
     env.reset(seed=0)
     assert {"gymnasium", "reusable"} == failed(check_env(env))
+
+
+def test_a_finding_is_told_when_its_check_ends() -> None:
+    told: list[Finding] = []
+    calls = []
+
+    class Counts(Parrot):
+        def __init__(self) -> None:
+            super().__init__()
+            calls.append(len(told))
+
+    report = check_env(Counts, on_finding=told.append)
+    assert list(report.findings) == told
+    assert 10 < len(set(calls)), "while others go on"
+
+
+def test_what_cannot_be_tried_in_another_process_says_why() -> None:
+    report = check_env(Parrot())
+    for check in ("answers", "across-processes"):
+        (finding,) = (f for f in report.findings if f.check == check)
+        assert (False, "another process could not import it") == (finding.ran, finding.message)
+    assert "no deadline was given" == message(check_env(Parrot, deadline=None), "answers")
 
 
 def test_what_is_no_environment_at_all_is_a_type_error() -> None:
@@ -1168,3 +1207,23 @@ def test_components_are_checked_by_their_id() -> None:
     for name, said in (("grop", "'grop' does not exist"), ("repo-r", "'transfrom' does not exist")):
         with pytest.raises(UnknownNameError, match=said):
             check(name, "transfrom" if name == "repo-r" else None)
+
+
+def test_a_component_that_needs_fields_asks_for_them_all() -> None:
+    from isentrope.testing import check
+
+    with pytest.raises(ConfigError) as caught:
+        check("entropy-ladder", knob="objective.eps_high")
+    assert (
+        "The controller 'entropy-ladder' needs low, high to be checked: "
+        "isentrope check entropy-ladder --set low=... --set high=..."
+    ) == str(caught.value)
+    with pytest.raises(UnknownNameError, match="Did you mean 'knob'"):
+        check("entropy-ladder", nob=1)
+
+
+def test_a_recipe_names_what_can_be_checked_of_it() -> None:
+    from isentrope.testing import check
+
+    with pytest.raises(ConfigError, match=r"'grpo' is a recipe, .* group-normalized, clipped"):
+        check("grpo")

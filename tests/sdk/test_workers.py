@@ -12,11 +12,13 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 import isentrope
-from isentrope import ConfigError, EnvironmentContractError
+from isentrope import ConfigError, EnvironmentContractError, UnknownNameError, plugins
 from isentrope.episodes import Status
+from isentrope.testing import check_env
 from isentrope.workers.limits import WorkerConfig
 from isentrope.workers.pool import WorkerPool
 from isentrope.workers.worker import Worker, WorkerError
@@ -329,7 +331,7 @@ async def main():
     for i, worker in enumerate(workers[:2]):
         print((await act(pool, worker, "pid"))[0])
         print((await act(pool, worker, f"daemon {sys.argv[1]}/{i}"))[0])
-    print(pool._nursery[0].pid, flush=True)
+    print(pool._nursery._process.pid, flush=True)
     await act(pool, workers[2], "hang")
 
 asyncio.run(main())
@@ -357,17 +359,27 @@ FOREIGN = """
 class Tasks(dict):
     pass
 
+import os
+if log := os.environ.get("FOREIGN_LOG"):
+    with open(log, "a") as file:
+        print("one", file=file)
+
 class Task:
     id = "one"
 
 class Plain:
     tasks = {"train": [Task]}
     reward_range = (0, 1)
+    def __init__(self, word="this"):
+        if not word:
+            raise ValueError("no such word")
+        self.word = word
     def reset(self, seed, options):
         return "which?", {"task": options["task"]}
     def step(self, action):
         import sys
-        return "", float(action == "this"), True, False, {"success": True, "own": sys.prefix}
+        right = action == self.word
+        return "", float(right), True, False, {"success": right, "own": sys.prefix}
     def close(self):
         pass
 """
@@ -376,7 +388,7 @@ class Plain:
 @pytest.fixture
 def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Have the id "foreign" name an environment in an interpreter that has no Isentrope."""
-    from isentrope import components, plugins
+    from isentrope import components
     from isentrope.specs import EnvSpec
 
     subprocess.run(
@@ -403,11 +415,93 @@ def test_an_environment_of_another_interpreter_is_made_like_any(foreign: Path) -
         env.step("this")
     env.close()
     assert all(map(gone, of_this_process() - before))
-    with pytest.raises(ConfigError, match="cannot be made: TypeError: Plain"):
-        isentrope.make("foreign", unheard_of=1)
+    with pytest.raises(UnknownNameError, match=r"'foreign': 'wrod' does not .* mean 'word'"):
+        isentrope.make("foreign", wrod="this")
+    with pytest.raises(ConfigError, match="'foreign' cannot be made: ValueError: no such word"):
+        isentrope.make("foreign", word="")
     foreign.unlink()
     with pytest.raises(ConfigError, match="The interpreter of 'foreign' is not there"):
         isentrope.make("foreign")
+
+
+def nurseries() -> list[int]:
+    """Processes that this one started, and that import an environment's module."""
+    started = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    programs = {int(p): Path(f"/proc/{p}/cmdline").read_text().split("\0") for p in started}
+    return [p for p, words in programs.items() if any(w.endswith("workers/shim.py") for w in words)]
+
+
+def test_environments_of_one_interpreter_are_forked_from_one_process(foreign: Path) -> None:
+    one, other = isentrope.make("foreign"), isentrope.make("foreign", word="that")
+    assert 1 == len(nurseries())
+    one.close()
+    other.reset(seed=0)
+    assert 1.0 == other.step("that")[1], "each has its own options"
+    third = isentrope.make("foreign")
+    assert 1 == len(nurseries())
+    other.close()
+    third.close()
+    assert [] == nurseries()
+    del foreign
+
+
+def test_another_environment_of_the_process_is_another_interpreter(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a module reads at import is as it was when the environment was made."""
+    one = isentrope.make("foreign")
+    monkeypatch.setenv("FOREIGN", "1")
+    other = isentrope.make("foreign")
+    assert 2 == len(nurseries())
+    one.close()
+    other.close()
+    del foreign
+
+
+def test_what_forks_is_started_again_where_it_was_killed(foreign: Path) -> None:
+    one = isentrope.make("foreign")
+    (process,) = nurseries()
+    os.kill(process, signal.SIGKILL)
+    assert gone(process)
+    with pytest.raises(ConfigError, match="What starts workers of 'foreign' is gone"):
+        isentrope.make("foreign")
+    other = isentrope.make("foreign")
+    other.reset(seed=0)
+    assert 1.0 == other.step("this")[1]
+    one.close()
+    other.close()
+    assert [] == nurseries()
+    del foreign
+
+
+def test_a_fault_of_an_interpreter_is_said_before_it_starts(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from isentrope import components
+
+    spec = components.registry().specs("environment")["foreign"]
+    row = attrs.evolve(
+        next(r for r in components.registry().rows if r.id == "foreign"),
+        spec=attrs.evolve(spec, fault=f"{__name__}:fault"),
+    )
+    monkeypatch.setattr(components, "registry", lambda: plugins.Registry((row,)))
+    with pytest.raises(ConfigError, match=f"'foreign' cannot be made: {foreign} is too old"):
+        isentrope.make("foreign")
+
+
+def fault(python: str) -> str:
+    return f"{python} is too old"
+
+
+def test_checking_one_starts_its_interpreter_once(
+    foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREIGN_LOG", str(tmp_path / "imports"))
+    report = check_env("foreign")
+    assert "one" == (tmp_path / "imports").read_text().strip(), "its module was imported once"
+    assert report.ok, str(report)
+    assert [] == nurseries()
+    del foreign
 
 
 def test_a_run_trains_on_it(foreign: Path, tiny_run: dict[str, Any]) -> None:

@@ -67,8 +67,14 @@ def grade(response: str, reference: str, *, thinking: bool | None = None) -> Ver
     in an event loop, use `asyncio.to_thread`.
 
     Raises `GraderError` where the machine or the installation keeps the judge from a verdict, and
-    `ConfigError` for an empty reference, or one of more than 256 characters without a box.
+    `ConfigError` for what is no text, an empty reference, or one of more than 256 characters
+    without a box.
     """
+    for name, text in (("response", response), ("reference", reference)):
+        if not isinstance(text, str):
+            raise ConfigError(
+                f"{name} must be a text, such as {str(text)!r:.60}; got {text!r:.60}."
+            )
     wanted = _reference(reference)
     found = extract(response, thinking)
     answer = found.answer

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,16 @@ class AppWorld(AppWorldEnv):
 
 
 def _folder(path: str) -> Path:
+    """Return a folder that can be written, or made: which is done once there is what to keep."""
+    folder = Path(path).absolute()
+    there = next(found for found in (folder, *folder.parents) if found.exists())
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=there):
+            return folder
     except OSError as error:
-        raise ConfigError(f"outputs: {path} cannot be made: {error.strerror}.") from error
-    return Path(path)
+        raise ConfigError(
+            f"outputs: {path} cannot be written: {there}: {error.strerror}."
+        ) from error
 
 
 def _solution(task: str) -> list[str] | None:

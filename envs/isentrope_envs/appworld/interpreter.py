@@ -59,10 +59,21 @@ def faults(place: Place) -> Iterator[str]:
     found = run(place, "its interpreter", place.python, "-I", "-c", program).strip()
     if found != wanted_version():
         yield f"its interpreter has appworld {found}, and not {wanted_version()}"
-    (packages,) = _site_packages(place.root / "python")
-    for name, target in LINKED.items():
-        if (packages / name).resolve() != target.resolve():
-            yield f"its interpreter sees another {name}, and not {target}"
+    yield from _other_links(place)
+
+
+def fault(python: str) -> str | None:
+    """Say, quickly, what keeps the interpreter of an installation from running this Isentrope."""
+    found = next(_other_links(Place(Path(python).parents[2])), None)
+    return None if found is None else f"{found}; isentrope appworld install mends that."
+
+
+def _other_links(place: Place) -> Iterator[str]:
+    for packages in _site_packages(place.root / "python"):
+        for name, target in LINKED.items():
+            if (seen := (packages / name).resolve()) != target.resolve():
+                where = f"in {seen.parent}, and not that in {target.parent}"
+                yield f"its interpreter sees the {name} {where}"
 
 
 def _stamp(folder: Path) -> Path:

@@ -129,6 +129,7 @@ class LocalWorld:
         if self._folder.exists():
             if self._keep is not None:
                 self._save()
+                self._keep.mkdir(parents=True, exist_ok=True)
                 kept = tempfile.mkdtemp(prefix=f"{self.engine.task_id}-", dir=self._keep)
                 shutil.copytree(self.engine.output_directory, kept, dirs_exist_ok=True)
             self.engine.close()
@@ -168,7 +169,7 @@ class LocalWorld:
             "limits": {
                 "memory_bytes": limits.memory_mib * 2**20,
                 "cpu_seconds": limits.cpu_seconds,
-                "file_bytes": 64 * 2**20,
+                "file_bytes": 0,  # the engine's guard refuses files, too
                 "processes": limits.processes,
             },
         }

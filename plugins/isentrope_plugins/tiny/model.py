@@ -41,6 +41,7 @@ class TinyQwen3:
     warmup_env: EnvRef | None = None
     """Environment to warm up on; None: the run's own."""
     warmup_steps: int = field(default=300, validator=validators.ge(0))
+    """0: no demonstrations are played, and text is encoded byte by byte."""
     warmup_batch: int = field(default=128, validator=_at_least_one)
     warmup_lr: float = field(default=3e-3, validator=validators.gt(0))
     warmup_noise: float = field(default=0.3, validator=[validators.ge(0), validators.le(1)])
@@ -53,6 +54,8 @@ class TinyQwen3:
         source = self.warmup_env or env
 
         def play(count: int, per_task: int) -> list[list[Message]]:
+            if not self.warmup_steps:  # nothing to learn from: an environment may have none
+                return []
             return demonstrations(source, count, per_task, self.warmup_noise, self.seed)
 
         # The first few stand for all: who plays these, plays the rest the same.

@@ -24,6 +24,8 @@ class Comparison:
     only_first: int
     only_second: int
     """How many only one of them has, or has without an attempt that did not fail."""
+    finished: tuple[bool, bool]
+    """Whether each is; one that was interrupted has fewer tasks, or attempts at them."""
     same_seeds: bool
     """Whether their environments were seeded alike, so that only the policies differ."""
     text_only: tuple[bool, bool]
@@ -50,6 +52,7 @@ class Comparison:
             tasks=len(common),
             only_first=first.tasks - len(common),
             only_second=second.tasks - len(common),
+            finished=(first.finished, second.finished),
             same_seeds=all(first.by_task[t][0].seed == second.by_task[t][0].seed for t in common),
             text_only=(first.text_only, second.text_only),
             differences={name: _difference(name, first, second) for name in names},
@@ -57,7 +60,10 @@ class Comparison:
 
     def notes(self, first: str = "the first", second: str = "the second") -> list[str]:
         """Say in sentences what the differences leave out, or stand on; names of the two."""
-        said = []
+        unfinished = [
+            name for name, whole in zip((first, second), self.finished, strict=True) if not whole
+        ]
+        said = [f"{name} is not finished: evaluating it again goes on." for name in unfinished]
         for count, which in ((self.only_first, first), (self.only_second, second)):
             if count:
                 said.append(f"Tasks that only {which} has, which are left out: {count}.")

@@ -95,12 +95,12 @@ def difference(values: Sequence[float]) -> Estimate:
     """Return the mean of one difference of shares, in [-1, 1], per task, with Student's interval.
 
     Where all are equal it is that of Bonett and Price (2012): as if there were two tasks more, one
-    with a difference of 1 and one of -1.
+    with a difference of 1 and one of -1. What is beyond -1 or 1 is cut off.
     """
-    if len(values) < 2 or not _equal(values):
-        return mean(values)
-    wider = _student([*values, 1.0, -1.0])
-    return Estimate(fmean(values), max(-1.0, wider.low), min(1.0, wider.high), len(values))
+    if len(values) < 2:
+        return _without_interval(values)
+    found = _student([*values, 1.0, -1.0] if _equal(values) else values)
+    return Estimate(fmean(values), max(-1.0, found.low), min(1.0, found.high), len(values))
 
 
 def some(k: int) -> list[int]:

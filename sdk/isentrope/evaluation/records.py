@@ -28,6 +28,7 @@ from isentrope.evaluation.plan import key_of
 from isentrope.runs import only_process
 
 FORMAT = 1
+RESULT = "result.json"
 
 
 @frozen
@@ -55,6 +56,8 @@ class EvaluationFolder:
                 held.enter_context(only_process(self.path, "evaluating into"))
                 self._claim(about, policy)
                 self._drop_torn_line()
+                # What numbers there are, are of an evaluation that this one adds to.
+                (self.path / RESULT).unlink(missing_ok=True)
                 # Unbuffered: what is left of a line that a full disk cut short is not tried again.
                 file = held.enter_context(self._episodes.open("ab", buffering=0))
 
@@ -69,7 +72,12 @@ class EvaluationFolder:
     def save(self, numbers: Mapping[str, Any]) -> None:
         """Write the numbers that it came to."""
         with self._written():
-            self._put("result.json", {"format": FORMAT, **numbers})
+            self._put(RESULT, {"format": FORMAT, **numbers})
+
+    @property
+    def finished(self) -> bool:
+        """Whether all attempts of the latest evaluation here have ended."""
+        return (self.path / RESULT).is_file()
 
     @contextmanager
     def _written(self) -> Iterator[None]:

@@ -42,6 +42,8 @@ class Evaluation:
     kept; of an endpoint always."""
     path: Path | None = None
     """The folder that it is kept in."""
+    finished: bool = True
+    """Whether all attempts have ended; False for a folder whose evaluation was interrupted."""
     episodes: tuple[Episode, ...] = field(default=(), eq=False, repr=False)
     """The episodes that were rolled out for it, tokens and all; not what the folder had already."""
 
@@ -64,6 +66,7 @@ class Evaluation:
             policy=written["policy"],
             about=about,
             path=folder.path,
+            finished=folder.finished,
         )
 
     @cached_property
@@ -194,6 +197,11 @@ class Evaluation:
             said.append(f"{self.policy}: {TEXT_ONLY}. Tokens are as the endpoint counts them.")
         if self.retried:
             said.append(f"{self.retried:,} requests to the endpoint were made again.")
+        if not self.finished:
+            said.append(
+                f"It is not finished: the numbers are those of the {total} that have ended, and "
+                "evaluating again goes on."
+            )
         if not self.says_success:
             said.append(
                 f"{self.env} never says info['success'], so there is no pass@k: only its reward."

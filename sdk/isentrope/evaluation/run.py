@@ -25,6 +25,7 @@ from isentrope.rollout.endpoint import Endpoint
 from isentrope.runs import Run
 from isentrope.seeding import derive
 from isentrope.specs import EnvRef
+from isentrope.workers.nursery import kept_warm
 
 Listener = Callable[[Attempt, int, int], object]
 _WAVE = 256
@@ -33,6 +34,7 @@ what is pending ends them together, and an interruption loses what has not ended
 """
 
 
+@kept_warm()  # to list its tasks, to warm up on, to be played
 def evaluate(
     policy: Run | ModelConfig | Endpoint | str | Path,
     env: EnvRef | str | dict[str, Any] | None = None,

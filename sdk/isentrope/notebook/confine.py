@@ -31,11 +31,11 @@ OF_PYTHON = 512 * 2**20
 """Address space that the interpreter itself takes."""
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 38, 22
 ARCHITECTURES = {
-    "x86_64": (0xC000003E, 302, 141, 142, 144, 203, 251, 314),
-    "aarch64": (0xC00000B7, 261, 140, 118, 119, 122, 30, 274),
+    "x86_64": (0xC000003E, 302, 141, 142, 144, 203, 251, 314, 319, 29),
+    "aarch64": (0xC00000B7, 261, 140, 118, 119, 122, 30, 274, 279, 194),
 }
 """By machine: its number, and those of prlimit64, setpriority, sched_setparam, sched_setscheduler,
-sched_setaffinity, ioprio_set and sched_setattr."""
+sched_setaffinity, ioprio_set, sched_setattr, memfd_create and shmget."""
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
 MAKE_SPECIAL = (1 << 6) | (1 << 9) | (1 << 10) | (1 << 11)  # devices, sockets, pipes
@@ -48,7 +48,7 @@ def confine(limits: dict[str, Any], read: Iterable[str], folder: str) -> dict[st
     """Shut this process in; return which protections hold: files, network, processes.
 
     limits: memory_bytes, cpu_seconds, file_bytes, processes. read: files and folders. folder: what
-    alone may be written.
+    alone may be written, files of at most `file_bytes`; with 0 it is only read.
     """
     network = _leave_network()
     libc.unshare(CLONE_NEWIPC)
@@ -70,8 +70,9 @@ def confine(limits: dict[str, Any], read: Iterable[str], folder: str) -> dict[st
     bound("RLIMIT_NPROC", limits["processes"] + (0 if root else 8))
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    _leave_others_alone()
-    files, tcp = _landlock(read, [folder, os.devnull])
+    _refuse_calls()
+    own = [folder] if limits["file_bytes"] else []
+    files, tcp = _landlock([*read, folder], [*own, os.devnull])
     return {"files": files, "network": network or tcp, "processes": processes}
 
 
@@ -82,10 +83,11 @@ def _leave_network() -> bool:
     return os.geteuid() < LEAST_UID and libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0
 
 
-def _leave_others_alone() -> None:
-    """Refuse calls that change limits or priorities of other processes of the same user.
+def _refuse_calls() -> None:
+    """Refuse what Landlock and limits leave: a filter of system calls (seccomp).
 
-    A filter of system calls (seccomp); Landlock keeps signals and tracing off, and not these.
+    Changing limits or priorities of other processes of the same user; memory that is counted as
+    nobody's while it is not mapped.
     """
     if (machine := os.uname().machine) not in ARCHITECTURES:
         return

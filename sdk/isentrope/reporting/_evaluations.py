@@ -63,7 +63,7 @@ def page_of(evaluations: Sequence[Evaluation]) -> str:
     compared = [other.against(first) for other in others]
     return render(
         "evaluation.html.j2",
-        title=" against ".join(names),
+        title=" against ".join(names) if len(names) < 3 else f"{len(names)} evaluations",
         where=f"{first.env} / {first.split}",
         rows=rows,
         columns=[
@@ -91,11 +91,13 @@ def page_of(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _names(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Name each by its folder, or else by its policy; numbered where they are called the same."""
+    """Name each by its policy, or where those are called the same by its folder; else number it."""
+    policies = [Path(one.policy).name or "evaluation" for one in evaluations]
+    same = len(set(policies)) < len(policies)
     seen: Counter[str] = Counter()
     names = []
-    for one in evaluations:
-        name = one.path.resolve().name if one.path is not None else one.policy or "evaluation"
+    for one, policy in zip(evaluations, policies, strict=True):
+        name = one.path.resolve().name if same and one.path is not None else policy
         seen[name] += 1
         names.append(f"{name} ({seen[name]})" if seen[name] > 1 else name)
     return names

@@ -35,6 +35,8 @@ class Source:
     entry_point: str | None = None
     """What another process could import; None where there is nothing."""
     config: Mapping[str, Any] = field(factory=dict)
+    apart: bool = False
+    """Whether instances are workers' of another interpreter."""
 
     def fresh(self) -> Guard:
         """Return a new instance that checks what passes through it."""
@@ -52,7 +54,7 @@ def source_of(env: Any, config: dict[str, Any]) -> Source:
     if isinstance(env, str):
         spec = env_spec(env) if is_known(env) else None
         if spec is None or spec.python is not None:
-            return Source(env, lambda: make(env, **config))
+            return Source(env, lambda: make(env, **config), apart=spec is not None)
         everything = {**spec.config, **config}
         return Source(env, lambda: make(env, **config), spec.entry_point, everything)
     if isinstance(env, TextEnv):

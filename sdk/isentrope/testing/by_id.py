@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from isentrope.components import component, recipe
+from attrs import NOTHING
+
+from isentrope.components import component, id_of, recipe
 from isentrope.errors import ConfigError, UnknownNameError
 from isentrope.plugins import registry
-from isentrope.testing._report import Report
+from isentrope.structuring import fields
+from isentrope.testing._report import Listener, Report
 from isentrope.testing.controllers import check_controller
 from isentrope.testing.environments import check_env
 from isentrope.testing.objectives import check_objective
@@ -16,11 +20,19 @@ KINDS = ("environment", "advantage", "transform", "objective", "controller")
 """What can be checked by its id; an engine needs a model: `check_engine`."""
 
 
-def check(name: str, /, kind: str | None = None, *, on: str = "grpo", **config: Any) -> Report:
+def check(
+    name: str,
+    /,
+    kind: str | None = None,
+    *,
+    on: str = "grpo",
+    on_finding: Listener | None = None,
+    **config: Any,
+) -> Report:
     """Check a component by its id, or an environment by ``"package.module:Class"``.
 
     kind: of `KINDS`, where several kinds have the id. on: the recipe whose knobs a controller is
-    tried on. config: its fields.
+    tried on. on_finding: called with the outcome of each check as it ends. config: its fields.
 
     Raises `UnknownNameError` for an id or kind that does not exist, and `ConfigError` where kind is
     needed, or where the component cannot be made of `config`.
@@ -29,17 +41,41 @@ def check(name: str, /, kind: str | None = None, *, on: str = "grpo", **config: 
     if kind not in KINDS:
         raise UnknownNameError("Kind to check", kind, KINDS)
     if kind == "environment":
-        return check_env(name, **config)
-    made = component(kind, name, **config)  # type: ignore[arg-type]  # one of KINDS
+        return check_env(name, on_finding=on_finding, **config)
+    made = _made(kind, name, config)
     if kind == "controller":
-        return check_controller(made, recipe(on))
-    return check_objective(made)
+        return check_controller(made, recipe(on), on_finding=on_finding)
+    return check_objective(made, on_finding=on_finding)
+
+
+def _made(kind: str, name: str, config: Mapping[str, Any]) -> Any:
+    """Make a component; what it needs and was not given is asked for."""
+    try:
+        return component(kind, name, **config)  # type: ignore[arg-type]  # one of KINDS
+    except UnknownNameError:
+        raise
+    except ConfigError as error:
+        known = fields(registry().find(kind, name).load())
+        needs = [key for key, a in known.items() if a.default is NOTHING and key not in config]
+        if not needs:
+            raise
+        settings = " ".join(f"--set {key}=..." for key in needs)
+        raise ConfigError(
+            f"The {kind} {name!r} needs {', '.join(needs)} to be checked: "
+            f"isentrope check {name} {settings}"
+        ) from error
 
 
 def _kind_of(name: str) -> str:
     found = [kind for kind in KINDS if name in registry().specs(kind)]
     if ":" in name:
         found = ["environment"]
+    if not found and name in registry().specs("recipe"):
+        parts = ", ".join(dict.fromkeys(id_of(part) for part in recipe(name).slots().values()))
+        raise ConfigError(
+            f"{name!r} is a recipe, which is checked when it is made; what it is made of can be "
+            f"checked by itself: {parts}."
+        )
     if not found:
         known = {id_ for kind in KINDS for id_ in registry().specs(kind)}
         raise UnknownNameError("Component", name, known)

@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 
 from isentrope.algorithms import Algorithm, AlgorithmState
 from isentrope.parts import Controller, Statistics
-from isentrope.testing._report import Inspection, Report, require
+from isentrope.testing._report import Inspection, Listener, Report, require
 
 ITERATIONS = 300
 SETTLED = 60
@@ -21,14 +21,18 @@ SETTLED = 60
 
 
 def check_controller(
-    controller: Controller, algorithm: Algorithm, *, lowering: Collection[str] = ()
+    controller: Controller,
+    algorithm: Algorithm,
+    *,
+    lowering: Collection[str] = (),
+    on_finding: Listener | None = None,
 ) -> Report:
     """Check a controller against the knobs of an algorithm, in place of the algorithm's own.
 
     lowering: paths of the knobs that it moves of which more means less entropy; of all others more
-    must mean more.
+    must mean more. on_finding: called with the outcome of each check as it ends.
     """
-    inspection = Inspection(f"{type(controller).__name__}")
+    inspection = Inspection(type(controller).__name__, on_finding)
     probe = _Probe(copy.deepcopy(controller), algorithm, frozenset(lowering))
     if not inspection.run("composes", probe.composes):
         return inspection.report()
@@ -160,7 +164,7 @@ class _Probe:
             )
         )
         if target is None:
-            return "it has no target, so the direction was not checked"
+            return "it has no target"
         low, high = self.rehearsal(), self.rehearsal()
         low.run([0.5 * target] * SETTLED)
         high.run([1.5 * target + 0.1] * SETTLED)

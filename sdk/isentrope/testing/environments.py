@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import gymnasium.utils.env_checker
@@ -31,7 +31,8 @@ from isentrope.testing._playing import (
     source_of,
     words,
 )
-from isentrope.testing._report import Inspection, Report, describe, require
+from isentrope.testing._report import Inspection, Listener, Report, describe, require
+from isentrope.workers.nursery import kept_warm
 
 SAMPLED_TASKS = 8
 HOSTILE: dict[str, str] = {
@@ -55,11 +56,12 @@ HOSTILE: dict[str, str] = {
 """Actions that no environment may choke on, or take for a solution."""
 
 
-NOT_ELSEWHERE = "not run: it has no import path, or no deadline"
-
-
 def check_env(
-    env: str | TextEnv | Callable[..., TextEnv], *, deadline: float | None = 30.0, **config: Any
+    env: str | TextEnv | Callable[..., TextEnv],
+    *,
+    deadline: float | None = 30.0,
+    on_finding: Listener | None = None,
+    **config: Any,
 ) -> Report:
     """Check an environment against its contract; ``config`` goes to its constructor.
 
@@ -71,13 +73,20 @@ def check_env(
     processes behind is found out, if it can be imported there: an id, or a class or function of a
     module. None: not that, which saves a second or two, and what hangs, hangs the check.
 
+    on_finding: called with the outcome of each check as it ends.
+
     Plays some dozens of short episodes on a sample of the tasks.
 
     Raises `TypeError` where `env` is none of these.
     """
     source = source_of(env, config)
-    inspection = Inspection(f"Environment {source.name!r}")
-    probe = _Probe(source, deadline)
+    inspection = Inspection(f"Environment {source.name!r}", on_finding)
+    with kept_warm() if source.apart else nullcontext():  # else each is wanted once
+        _inspect(inspection, _Probe(source, deadline))
+    return inspection.report()
+
+
+def _inspect(inspection: Inspection, probe: _Probe) -> None:
     foundations: dict[str, Callable[[], str | None]] = {
         "answers": probe.answers,
         "constructed": probe.constructed,
@@ -88,7 +97,7 @@ def check_env(
     }
     for check, method in foundations.items():
         if not inspection.run(check, method):
-            return inspection.report()
+            return
     others: dict[str, Callable[[], str | None]] = {
         "gymnasium": probe.gymnasium,
         "deterministic": probe.deterministic,
@@ -105,7 +114,6 @@ def check_env(
     }
     for check, probe_it in others.items():
         inspection.run(check, probe_it)
-    return inspection.report()
 
 
 @frozen
@@ -116,24 +124,30 @@ class _Probe:
     deadline: float | None
 
     @property
-    def elsewhere(self) -> Elsewhere | None:
-        """The environment in a process of its own, if it can be there."""
+    def elsewhere(self) -> Elsewhere | str:
+        """The environment in a process of its own; or why it cannot be there."""
         source, deadline = self.source, self.deadline
-        if source.entry_point is None or deadline is None or sys.platform != "linux":
-            return None
+        if source.apart:
+            return "it runs in another interpreter, each instance in a process of its own"
+        if source.entry_point is None:
+            return "another process could not import it"
+        if deadline is None:
+            return "no deadline was given"
+        if sys.platform != "linux":
+            return "it needs Linux"
         return Elsewhere(source.name, source.entry_point, source.config, deadline)
 
     def answers(self) -> str | None:
         """In a process of its own every call comes back in time, and nothing is left behind."""
-        if (elsewhere := self.elsewhere) is None:
-            return NOT_ELSEWHERE
+        if isinstance(elsewhere := self.elsewhere, str):
+            return elsewhere
         elsewhere.answers(HOSTILE, SAMPLED_TASKS // 2)
         return None
 
     def across_processes(self) -> str | None:
         """The same (task, seed) and actions give the same episode in another process."""
-        if (elsewhere := self.elsewhere) is None:
-            return NOT_ELSEWHERE
+        if isinstance(elsewhere := self.elsewhere, str):
+            return elsewhere
         tasks = enumerate(self.sample())
         elsewhere.same(
             (s, self.trace(task, s, script())) for s, task in tasks for script in _SCRIPTS
@@ -270,7 +284,7 @@ class _Probe:
             highest = env.reward_range[1]
             env.reset(seed=0)
             if env.demonstrate(np.random.default_rng(0), 0.0) is None:
-                return "it has no scripted solver, so that it can be solved was not checked"
+                return "it has no scripted solver"
         for seed, task in enumerate(self.sample()):
             trace = self.trace(task, seed, solver(0.0, seed), SOLVER_TURNS)
             said = f"the solver without noise, on task {task!r} with seed {seed},"

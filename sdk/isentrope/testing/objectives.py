@@ -19,7 +19,7 @@ from isentrope.parts import (
     Objective,
     TokenBatch,
 )
-from isentrope.testing._report import Inspection, Report, describe, require
+from isentrope.testing._report import Inspection, Listener, Report, describe, require
 from isentrope.testing.estimators import estimator_checks
 
 if TYPE_CHECKING:
@@ -28,16 +28,19 @@ if TYPE_CHECKING:
 TokenPart = Objective | AdvantageTransform
 
 
-def check_objective(part: Objective | AdvantageTransform | AdvantageEstimator) -> Report:
+def check_objective(
+    part: Objective | AdvantageTransform | AdvantageEstimator, *, on_finding: Listener | None = None
+) -> Report:
     """Check an objective, an advantage transform or an advantage estimator, by what it is.
 
     Objectives and transforms run on random tokens, as the learner would run them: `prepare` first,
     on the whole minibatch. Gradients are compared with finite differences in float64, with whatever
-    the objective detaches held constant.
+    the objective detaches held constant. on_finding: called with the outcome of each check as it
+    ends.
 
     Raises `TypeError` for anything else.
     """
-    inspection = Inspection(f"{type(part).__name__}")
+    inspection = Inspection(type(part).__name__, on_finding)
     checks: Mapping[str, Callable[[], None]]
     if isinstance(part, AdvantageEstimator):
         checks = estimator_checks(part)

@@ -1,27 +1,19 @@
-"""The workers of one environment: a nursery that forks them, and which of them are free."""
+"""The workers of one environment, and which of them are free."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import subprocess
-import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from attrs import define, field
 
 from isentrope.episodes import Status
 from isentrope.workers.limits import WorkerConfig
-from isentrope.workers.worker import Worker, WorkerError, receive, send
-
-SHIM = Path(__file__).with_name("shim.py")
-SINGLE = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
-"""A fork does not take threads along."""
+from isentrope.workers.nursery import Nursery, enter
+from isentrope.workers.worker import Worker, WorkerError
 
 
 class Caller(Protocol):
@@ -84,7 +76,7 @@ class WorkerPool(Pool):
     """Workers that had to be."""
     leaked: int = field(default=0, init=False)
     """Processes that closed environments left behind; they were killed."""
-    _nursery: tuple[subprocess.Popen[bytes], socket.socket] | None = field(default=None, init=False)
+    _nursery: Nursery | None = field(default=None, init=False)
     _broken: WorkerError | None = field(default=None, init=False)
     _opening: asyncio.Lock = field(factory=asyncio.Lock, init=False)
     _idle: list[Worker] = field(factory=list, init=False)
@@ -102,14 +94,12 @@ class WorkerPool(Pool):
             await self._end(worker, clean=clean)
 
     async def close(self) -> None:
-        """End every worker that is not borrowed, and the nursery."""
+        """End every worker that is not borrowed, and leave the nursery."""
         idle, self._idle = self._idle, []
         await asyncio.gather(*(self._end(worker, clean=True) for worker in idle))
         if self._nursery is not None:
-            process, channel = self._nursery
-            self._nursery = None
-            channel.close()
-            await asyncio.to_thread(_end_nursery, process)
+            nursery, self._nursery = self._nursery, None
+            await nursery.leave()
 
     def counts(self) -> dict[str, int]:
         """Return workers started and killed, and processes that closed environments left behind."""
@@ -126,7 +116,8 @@ class WorkerPool(Pool):
         """Have the nursery fork a worker, and have it make the environment."""
         worker = await self._fork()
         try:
-            self.about = await worker.call("make", self.limits.start_deadline)
+            config = dict(self.config)
+            self.about = await worker.call("make", self.limits.start_deadline, config=config)
         except BaseException:
             await worker.kill()
             self.killed += 1
@@ -143,87 +134,29 @@ class WorkerPool(Pool):
     async def _fork(self) -> Worker:
         async with self._opening:
             if self._broken is not None:  # waiting for it once is enough
-                raise WorkerError(self._broken.status, str(self._broken))
+                raise WorkerError(self._broken.status, str(self._broken), self._broken.raised)
             if self._nursery is None:
+                within = self.limits.start_deadline
                 try:
-                    self._nursery = await self._open()
+                    self._nursery = await enter(
+                        self.python, self.entry_point, self.hash_seed, within
+                    )
                 except WorkerError as error:
                     self._broken = error
                     raise
-            _, channel = self._nursery
-            control, far_control = socket.socketpair()
-            data, far_data = socket.socketpair()
-            with far_control, far_data:
-                try:
-                    socket.send_fds(channel, [b"."], [far_control.fileno(), far_data.fileno()])
-                except OSError as error:
-                    self._nursery = None  # another one may have more luck
-                    message = f"What starts workers of {self.name!r} is gone: {error}."
-                    raise WorkerError(Status.CRASHED, message) from error
-            return Worker(data, control)
-
-    async def _open(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        """Start an interpreter that has imported the environment's module."""
-        own, far = socket.socketpair()
-        with far:
             try:
-                process = subprocess.Popen(  # noqa: S603  # an interpreter that a plugin names
-                    [self.python or sys.executable, str(SHIM), str(far.fileno())],
-                    pass_fds=[far.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    start_new_session=True,  # Ctrl-C is for the run alone
-                    env={**self._environment(), **SINGLE, "PYTHONHASHSEED": str(self.hash_seed)},
-                )
+                return self._nursery.fork(self._limits())
             except OSError as error:
-                own.close()
-                message = f"The interpreter of {self.name!r} does not start: {error}."
+                lost, self._nursery = self._nursery, None  # another one may have more luck
+                await lost.leave()
+                message = f"What starts workers of {self.name!r} is gone: {error}."
                 raise WorkerError(Status.CRASHED, message) from error
-        own.setblocking(False)
-        try:
-            async with asyncio.timeout(self.limits.start_deadline):
-                await send(own, self._about())
-                answer = await receive(own)
-        except BaseException as error:
-            own.close()
-            process.kill()
-            process.wait()
-            if not isinstance(error, (TimeoutError, ConnectionError, ValueError)):
-                raise
-            late = isinstance(error, TimeoutError)
-            reason = f"within {self.limits.start_deadline:g} s" if late else "at all"
-            message = f"The module of {self.name!r} ({self.entry_point}) was not imported {reason}."
-            raise WorkerError(Status.TIMEOUT if late else Status.CRASHED, message) from error
-        own.setblocking(True)
-        if "error" in answer:
-            own.close()
-            process.wait()
-            raise WorkerError(Status.ENV_ERROR, str(answer["text"]))
-        return process, own
 
-    def _environment(self) -> dict[str, str]:
-        """Return the run's environment; for another interpreter without what is of this one."""
-        of_ours = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH") if self.python is not None else ()
-        return {name: value for name, value in os.environ.items() if name not in of_ours}
-
-    def _about(self) -> dict[str, Any]:
+    def _limits(self) -> dict[str, float]:
         limits = self.limits
         return {
-            "entry_point": self.entry_point,
-            "config": dict(self.config),
-            "path": sys.path if self.python is None else None,
-            "limits": {
-                "memory_bytes": int(limits.memory_gib * 2**30),
-                "cpu_seconds": limits.cpu_seconds,
-                "processes": limits.processes,
-                "processes_in_all": limits.count * (limits.processes + 2),
-            },
+            "memory_bytes": int(limits.memory_gib * 2**30),
+            "cpu_seconds": limits.cpu_seconds,
+            "processes": limits.processes,
+            "processes_in_all": limits.count * (limits.processes + 2),
         }
-
-
-def _end_nursery(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -11,6 +11,7 @@ import numpy as np
 from isentrope.environments import Task, TaskSet, TextEnv, checked_reset, checked_step
 from isentrope.looping import off_loop
 from isentrope.workers.pool import Pool
+from isentrope.workers.worker import WorkerError
 
 T = TypeVar("T")
 
@@ -68,7 +69,13 @@ class RemoteEnv(TextEnv):
         self._worker = _run(self._pool.borrow())
 
     def _call(self, name: str, **arguments: Any) -> Any:
-        return _run(self._pool.ask(self._worker, name, **arguments))
+        try:
+            return _run(self._pool.ask(self._worker, name, **arguments))
+        except WorkerError as error:
+            raised = error.raised
+            what = f"{raised.names[0]} in {name}(): {raised.said}\n" if raised is not None else ""
+            said = f"Environment {self._pool.name!r} failed: {what}{error}"
+            raise WorkerError(error.status, said, raised) from error
 
 
 def _run(call: Coroutine[Any, Any, T]) -> T:

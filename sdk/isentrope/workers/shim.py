@@ -20,6 +20,7 @@ import ctypes
 import faulthandler
 import gc
 import importlib
+import inspect
 import json
 import os
 import random
@@ -92,7 +93,6 @@ def nursery(channel: socket.socket) -> None:
     if about is None:
         return
     sys.path[:] = about["path"] or sys.path[1:]  # without this file's folder
-    about["limits"]["processes_in_all"] = _count_processes() + about["limits"]["processes_in_all"]
     try:
         importlib.import_module(about["entry_point"].partition(":")[0])
     except BaseException as error:  # a stranger's module
@@ -103,24 +103,25 @@ def nursery(channel: socket.socket) -> None:
     gc.freeze()  # what is not looked at after a fork need not be copied
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     while True:
-        sockets = _two_sockets(channel)
-        if sockets is None:
+        asked = _asked(channel)
+        if asked is None:
             return
-        control, data = sockets
+        control, data, limits = asked
         if os.fork() == 0:
             channel.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _keep(control, data, about)
+            _keep(control, data, {**about, "limits": limits})
         control.close()
         data.close()
 
 
-def _two_sockets(channel: socket.socket) -> tuple[socket.socket, socket.socket] | None:
-    byte, numbers, _, _ = socket.recv_fds(channel, 1, 2)
-    if not byte:
+def _asked(channel: socket.socket) -> tuple[socket.socket, socket.socket, dict[str, Any]] | None:
+    """Return what the next worker gets: its keeper's socket, its own, and its limits."""
+    text, numbers, _, _ = socket.recv_fds(channel, 1 << 12, 2)  # which come in one piece
+    if not text:
         return None
     control, data = (socket.socket(fileno=number) for number in numbers)
-    return control, data
+    return control, data, json.loads(text)
 
 
 # A keeper
@@ -251,7 +252,7 @@ def _work(data: socket.socket, sink: int, about: dict[str, Any]) -> None:
         try:
             name = call.pop("call")
             if name == "make":
-                environment = _make(about)
+                environment = _named(about["entry_point"])(**call["config"])
                 answer = {"ok": dict(_describe(environment), counted=counted)}
             elif name == "reset":
                 _seed(call["seed"])
@@ -273,7 +274,7 @@ def _work(data: socket.socket, sink: int, about: dict[str, Any]) -> None:
         except BaseException as error:  # a stranger's code: whatever it raises is data
             if os.getpid() != own:  # a fork of its, which comes out here
                 os._exit(1)
-            _reply(data, _failure(error))
+            _reply(data, _failure(error, about["entry_point"] if name == "make" else None))
 
 
 def _reply(data: socket.socket, answer: dict[str, Any]) -> None:
@@ -283,12 +284,25 @@ def _reply(data: socket.socket, answer: dict[str, Any]) -> None:
         send(data, _failure(error))
 
 
-def _make(about: dict[str, Any]) -> Any:
-    module, _, name = about["entry_point"].partition(":")
+def _named(entry_point: str) -> Any:
+    module, _, name = entry_point.partition(":")
     target: Any = importlib.import_module(module)
     for part in name.split("."):
         target = getattr(target, part)
-    return target(**about["config"])
+    return target
+
+
+def options_of(target: Any) -> list[str]:
+    """Return what a class or a function takes by keyword; what goes on to bases, of those too."""
+    bases = [vars(cls) for cls in getattr(target, "__mro__", ())]
+    own = [attributes["__init__"] for attributes in bases if "__init__" in attributes]
+    found: list[str] = []
+    for function in own or [target]:
+        parameters = list(inspect.signature(function).parameters.values())[bool(own) :]
+        found += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
 
 
 def _demonstrate(environment: Any, seed: int, noise: float) -> Any:
@@ -317,11 +331,18 @@ def _sendable(result: Any) -> Any:
     return result
 
 
-def _failure(error: BaseException) -> dict[str, Any]:
-    """Describe an error: the names of its classes, and its traceback."""
+def _failure(error: BaseException, entry_point: str | None = None) -> dict[str, Any]:
+    """Describe an error: the names of its classes, its message, its traceback.
+
+    entry_point: of what could not be made; the options that it has are sent, too.
+    """
     names = [cls.__name__ for cls in type(error).__mro__]
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__, limit=-8))
-    return {"error": names, "text": text}
+    options: list[str] = []
+    if entry_point is not None and isinstance(error, TypeError):
+        with contextlib.suppress(Exception):  # a stranger's class, if it is one
+            options = options_of(_named(entry_point))
+    return {"error": names, "said": str(error), "text": text, "options": options}
 
 
 def _seed(seed: int) -> None:
@@ -351,15 +372,15 @@ def _limit(limits: dict[str, Any]) -> bool:
     if os.geteuid() == 0:
         counted = be_somebody(KEPT_CAPABILITIES)
     else:
-        count = limits["processes_in_all"]
+        count = _count_processes() + limits["processes_in_all"]
     bound("RLIMIT_NPROC", count)
     return counted
 
 
 def _count_processes() -> int:
-    """Count this user's threads, which are what the limit counts; root's are not counted."""
+    """Count this user's threads, which are what the limit counts."""
     own, count = os.geteuid(), 0
-    for name in filter(str.isdigit, os.listdir("/proc") if own else ()):
+    for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             if os.stat(f"/proc/{name}").st_uid == own:
                 count += len(os.listdir(f"/proc/{name}/task"))

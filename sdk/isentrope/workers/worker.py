@@ -7,7 +7,7 @@ import json
 import signal
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,12 +22,34 @@ PATIENCE = 6.0
 """Seconds for a keeper to report; it goes on killing for a little less."""
 
 
-class WorkerError(IsentropeError):
-    """An environment in a worker failed; `status` says how, the message holds its traceback."""
+@frozen
+class Raised:
+    """An exception in a worker."""
 
-    def __init__(self, status: Status, message: str) -> None:
+    names: tuple[str, ...]
+    """Of its class, and of that one's bases."""
+    said: str
+    options: tuple[str, ...] = ()
+    """Of what could not be made: the names of what it takes."""
+
+
+class WorkerError(IsentropeError):
+    """An environment in a worker failed; `status` says how, the message holds its traceback.
+
+    raised: what it raised, if that is how.
+    """
+
+    def __init__(self, status: Status, message: str, raised: Raised | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.raised = raised
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> WorkerError:
+        """Return the error that a worker or a nursery described."""
+        names, options = tuple(answer["error"]), tuple(answer.get("options", ()))
+        raised = Raised(names, str(answer.get("said", "")), options)
+        return cls(_status(names), str(answer.get("text", "")), raised)
 
 
 @frozen
@@ -98,7 +120,7 @@ class Worker:
             await asyncio.shield(self.kill())
             raise
         if "error" in answer:
-            raise WorkerError(_status(answer["error"]), str(answer.get("text", "")))
+            raise WorkerError.of(answer)
         return answer["ok"]
 
     async def kill(self) -> End:
@@ -159,7 +181,7 @@ async def receive(channel: socket.socket) -> dict[str, Any]:
     return answer
 
 
-def _status(names: list[str]) -> Status:
+def _status(names: Sequence[str]) -> Status:
     """Return the status for an error, by the names of its classes."""
     if "GraderError" in names:
         return Status.GRADER_ERROR

@@ -216,6 +216,18 @@ def test_what_is_no_reference_is_refused(reference: str) -> None:
         grade("7", reference)
 
 
+@pytest.mark.parametrize(
+    ("response", "reference", "said"),
+    [
+        ("73", 73, "reference must be a text, such as '73'; got 73"),
+        (73, "73", "response must be a text, such as '73'; got 73"),
+    ],
+)
+def test_what_is_no_text_is_one_sentence(response: Any, reference: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        grade(response, reference)
+
+
 def test_what_is_too_long_is_not_read() -> None:
     verdict = boxed("0" * 255 + "73")
     assert (False, Reason.TOO_LONG) == (verdict.correct, verdict.reason)

@@ -211,7 +211,7 @@ def replace(path: Path, text: str) -> None:
         (lose_interpreter, "No such file"),
         (lose_requirements, "its interpreter is not finished, or of another version"),
         (lose_version, f"its interpreter has appworld 9.9, and not {wanted_version()}"),
-        (lose_isentrope, "its interpreter sees another isentrope"),
+        (lose_isentrope, "its interpreter sees the isentrope in"),
         (lose_data, "it has no data"),
         (lose_verification, "its data is not verified"),
         (lose_agents_data, "the agent's data is not the judges' without ground truth"),
@@ -229,6 +229,35 @@ def test_the_doctor_says_what_is_broken(
     assert "broken" == kind
     assert told in message
     assert "isentrope appworld install" in message
+
+
+def link(root: Path, **targets: Path) -> Path:
+    """Make what an interpreter that sees these packages has of them; return its path."""
+    packages = root / "python" / "lib" / "python3.11" / "site-packages"
+    packages.mkdir(parents=True)
+    for name, target in targets.items():
+        (packages / name).symlink_to(target)
+    return root / "python" / "bin" / "python"
+
+
+def test_an_interpreter_that_sees_another_checkout_is_of_no_use(tmp_path: Path) -> None:
+    assert None is interpreter.fault(str(link(tmp_path / "right", **interpreter.LINKED)))
+    (tmp_path / "other" / "isentrope").mkdir(parents=True)
+    links = {**interpreter.LINKED, "isentrope": tmp_path / "other" / "isentrope"}
+    there, here = tmp_path / "other", interpreter.LINKED["isentrope"].parent
+    assert (
+        f"its interpreter sees the isentrope in {there}, and not that in {here}; "
+        "isentrope appworld install mends that."
+    ) == interpreter.fault(str(link(tmp_path / "wrong", **links)))
+
+
+@pytest.mark.slow
+def test_making_the_environment_there_says_so(copy: Place) -> None:
+    lose_isentrope(copy)
+    program = "import isentrope; isentrope.make('appworld')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "Environment 'appworld' cannot be made: its interpreter sees the isentrope in" in last
 
 
 @pytest.mark.slow

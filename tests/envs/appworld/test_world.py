@@ -129,6 +129,20 @@ def test_what_is_outside_stays_outside(env: TextEnv, task: str, code: str, said:
     assert "@example.com" in prints(env, "print(apis.supervisor.show_profile()['email'])")
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("print(lib.mkdir(b'mine', 0o700), c.get_errno())", "-1 13"),
+        ("print(lib.memfd_create(b'mine', 0), c.get_errno())", "-1 1"),
+        ("print(lib.shmget(0, 1 << 20, 0o1600), c.get_errno())", "-1 1"),
+        ("print(lib.open(b'mine', 0o101, 0o600), c.get_errno())", "-1 13"),
+    ],
+)
+def test_its_code_fills_no_disk(env: TextEnv, task: str, code: str, said: str) -> None:
+    begin(env, task)
+    assert said in prints(env, PARENT + code)
+
+
 PARENT = "c, o = __import__('ctypes'), __import__('os')\nlib = c.CDLL(None, use_errno=True)\n"
 PEEK = """
 class Piece(c.Structure):
@@ -350,11 +364,26 @@ def test_a_turn_limit_of_its_own_judges_what_was_done(appworld: Path, task: str)
         ({"reward": "most"}, r"reward must be one of \['fraction', 'gated', 'success'\]"),
         ({"turns": 0}, r"turns must be a whole number, at least 1; got 0"),
         ({"difficulties": [4]}, r"difficulties must be a list of \[1, 2, 3\]; got \[4\]"),
+        ({"outputs": "/proc/mine"}, r"^outputs: /proc/mine cannot be written: /proc: "),
+        ({"tuns": 3}, r"^Option of environment 'appworld': 'tuns' .* Did you mean 'turns'\?"),
     ],
 )
 def test_a_wrong_option_is_one_sentence(appworld: Path, config: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         isentrope.make("appworld", **config)
+
+
+def test_outputs_are_a_folder_once_there_are_some(
+    appworld: Path, task: str, tmp_path: Path
+) -> None:
+    env = isentrope.make("appworld", preset="short", outputs=str(tmp_path / "a" / "b"))
+    try:
+        assert [] == list(tmp_path.iterdir())
+        begin(env, task)
+    finally:
+        env.close()
+    (kept,) = (tmp_path / "a" / "b").iterdir()
+    assert kept.name.startswith(task)
 
 
 def test_nothing_is_left_behind(
