@@ -39,7 +39,7 @@ types: $(INSTALLED)
 	time $(BIN)/mypy
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) -m ''
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m ''
 
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 DEMO_ITERATIONS ?= 300

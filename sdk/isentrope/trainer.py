@@ -118,7 +118,7 @@ class Trainer:
 
         Returns how far its log-probs are from the learner's, where it is one to prove that.
 
-        Raises `TrainingError` where they are too far.
+        Raises `EngineError` where they are too far.
         """
         policy, version = self.learner.policy, self.progress.version
         if getattr(self.config.engine, "takes_adapters", False):

@@ -17,11 +17,11 @@ from isentrope import (
     AdvantageTransform,
     Completion,
     ConfigError,
+    EngineError,
     EngineUse,
     LanguageModel,
     Sampling,
     TokenBatch,
-    TrainingError,
     WeightsRef,
     component,
 )
@@ -191,7 +191,7 @@ class Merging:
             if part != "A.weight":
                 continue
             if f"{layer}.weight" not in merged:
-                raise isentrope.EngineError(f"There is no {layer}.")
+                raise EngineError(f"There is no {layer}.")
             up = adapter.tensors[name.replace("lora_A", "lora_B")]
             merged[f"{layer}.weight"] = merged[f"{layer}.weight"] + scale * (up @ low)
         return merged
@@ -282,8 +282,8 @@ def test_a_server_that_samples_from_something_else_stops_the_run_with_the_number
     tiny_run: dict[str, Any], defect: str
 ) -> None:
     with pytest.raises(
-        TrainingError,
-        match=r"Server 1 of 1 does not sample from version 1 .* nats from the learner",
+        EngineError,
+        match=r"Server 1 of 1 does not sample from version 1 .* nats from the policy's",
     ):
         isentrope.train(**tiny_run, learner=LORA, engine=Adapted(defect))
 

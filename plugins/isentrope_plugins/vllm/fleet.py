@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 import uuid
@@ -38,6 +39,8 @@ PATIENCE = 60.0
 """Seconds to wait for a lost server to come back, where none is left."""
 PAUSE = 2.0
 """Seconds between two looks at a lost server."""
+COLDEST = 0.01
+"""The lowest temperature that vLLM samples at."""
 HOMES = 100_000
 """Conversations whose server is remembered."""
 _TEXT = "Two words, 3 digits: 456 é\n"
@@ -149,9 +152,14 @@ class Fleet:
         return Completion(drawn.ids, drawn.logp, drawn.finish_reason, published.version)
 
     def _check(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        """Refuse what servers would cut short without a word."""
+        """Refuse what servers would change without a word."""
         if not prompt:
             raise EngineError("the prompt is empty; sampling needs at least one token id.")
+        if sampling.temperature < COLDEST:
+            raise ConfigError(
+                f"vLLM samples at a temperature of {COLDEST} where less is asked for; got "
+                f"{sampling.temperature:g}. For the likeliest token, set top_k = 1."
+            )
         needed = len(prompt) + sampling.max_tokens
         if needed > self._use.context:
             raise EngineError(
@@ -293,7 +301,11 @@ class Fleet:
 
     async def _open(self) -> None:
         # No limit on connections: servers queue better than a client does.
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        key = os.environ.get("VLLM_API_KEY")  # which servers of ours have, too
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+        )
         urls = self._config.urls
         owned: dict[str, Server] = {}
         if not urls:

@@ -20,7 +20,7 @@ from isentrope.evaluation.records import EvaluationFolder
 from isentrope.evaluation.result import Evaluation
 from isentrope.looping import off_loop, torch_threads
 from isentrope.models import LanguageModel, ModelConfig
-from isentrope.rollout.collector import Request
+from isentrope.rollout.collector import Request, RolloutCollector
 from isentrope.rollout.endpoint import Endpoint
 from isentrope.runs import Run
 from isentrope.seeding import derive
@@ -176,6 +176,10 @@ async def _roll_out(
     if not collector.together:
         waves = [[request for wave in waves for request in wave]]
     try:
+        if isinstance(collector, RolloutCollector) and not isinstance(built, Endpoint):
+            from isentrope.learner.proof import prove
+
+            await prove(collector, plan.engine, built, plan.dtype)
         return [e for wave in waves for e in await collector.collect(wave, on_episode=on_episode)]
     finally:
         await collector.close()

@@ -3,21 +3,28 @@
 An adapter that a server did not load, loaded under an older one's cache, applied to no layer, or
 to another model: all of it samples fluently. So after each publication every server completes a
 fixed prompt, longer than two blocks of any server's prefix cache, and the learner scores what came.
+
+Shape legend: P tokens of a prompt, N tokens of its completion, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from attrs import frozen
+from torch import Tensor
+from torch.func import functional_call
 
 from isentrope.config import Dtype
 from isentrope.engines import Completion, Sampling
 from isentrope.episodes import Episode, Segment, StopReason
-from isentrope.errors import TrainingError
+from isentrope.errors import EngineError
 from isentrope.learner.head import TokenScores
 from isentrope.models import LanguageModel
+from isentrope.rollout.collector import RolloutCollector
 
 TOKENS = 16
 """Sampled by each server."""
@@ -69,6 +76,24 @@ def episodes(prompt: Sequence[int], drawn: Sequence[Completion]) -> list[Episode
     return found
 
 
+async def prove(
+    collector: RolloutCollector, config: Any, model: LanguageModel, dtype: Dtype
+) -> None:
+    """Have servers that were sent nothing prove that they sample from `model`.
+
+    Raises `EngineError` where they do not.
+    """
+    if not getattr(config, "proven", False):
+        return
+    temperature = collector.sampling.temperature
+    asked = prompt(model, collector.context)
+    drawn = await collector.sample_on_each(asked, sampling(temperature))
+    expected = (model_logp(model, None, asked, c.ids, temperature=temperature) for c in drawn)
+    scores = [TokenScores(torch.tensor(logp), None, None) for logp in expected]
+    allowed = getattr(config, "tolerance", None) or tolerance(dtype)
+    Proof.of(episodes(asked, drawn), scores).check(0, allowed)
+
+
 @frozen
 class Proof:
     """How far each server's log-probs are from the learner's, nats."""
@@ -89,13 +114,50 @@ class Proof:
         return cls(tuple(means), tuple(maxima))
 
     def check(self, version: int, tolerance: float) -> None:
-        """Raise `TrainingError` where a server samples from something else."""
+        """Raise `EngineError` where a server samples from something else."""
         for place, (mean, most) in enumerate(zip(self.means, self.maxima, strict=True)):
             if not mean <= tolerance:
-                raise TrainingError(
+                raise EngineError(
                     f"Server {place + 1} of {len(self.means)} does not sample from version "
-                    f"{version} of the policy, which it was sent: on {TOKENS} tokens its log-probs "
-                    f"are {mean:.3g} nats from the learner's in the mean, {most:.3g} at the most; "
+                    f"{version} of the policy, as it should: on {TOKENS} tokens its log-probs are "
+                    f"{mean:.3g} nats from the policy's in the mean, {most:.3g} at the most; "
                     f"{tolerance:g} was expected at most (engine.tolerance). It may serve another "
                     "model, compute in another dtype, or have loaded the adapter wrongly."
                 )
+
+
+@torch.no_grad()
+def model_logp(
+    model: LanguageModel,
+    weights: Mapping[str, Tensor] | None,
+    prompt: Sequence[int],
+    completion: Sequence[int],
+    *,
+    temperature: float,
+    top_k: int = 0,
+) -> list[float]:
+    """Return the log-probability of each token of a completion [N], nats, computed in float32.
+
+    Of the distribution at that temperature, over the `top_k` most likely tokens (0: all). weights:
+    what to use in place of the model's own, by name.
+    """
+    policy = model.model
+    was_training = policy.training
+    policy.train(False)
+    try:
+        ids = torch.tensor([[*prompt, *completion]], device=policy.device)
+        inputs = {"input_ids": ids, "use_cache": False}
+        output = (
+            policy(**inputs)
+            if weights is None
+            else functional_call(policy, dict(weights), (), inputs)
+        )
+    finally:
+        policy.train(was_training)
+    scores = output.logits[0, len(prompt) - 1 : -1].float() / temperature  # [N, V]
+    if top_k:
+        least = scores.topk(min(top_k, scores.shape[-1])).values[:, -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    chosen = torch.tensor(completion, device=scores.device)[:, None]
+    found: list[float] = scores.log_softmax(-1).gather(-1, chosen)[:, 0].tolist()
+    return found

@@ -209,7 +209,7 @@ class _Probe:
         await self._compare_logp(" with top_k 4", temperature=1.0, top_k=4)
 
     async def _compare_logp(self, how: str, temperature: float, top_k: int = 0) -> None:
-        from isentrope.testing._model import model_logp
+        from isentrope.learner.proof import model_logp
 
         for prompt in self.prompts:
             drawn = await self.draw(prompt, temperature=temperature, top_k=top_k)

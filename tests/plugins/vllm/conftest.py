@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from isentrope import LanguageModel
+from isentrope import EnvRef, component
 from isentrope_plugins.vllm.checks import check
 from isentrope_plugins.vllm.place import VARIABLE, Place
 from isentrope_plugins.vllm.server import Server, ServerOptions
@@ -33,33 +33,13 @@ def vllm() -> Place:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random Qwen3 of 0.4 M parameters, with opinions."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    from isentrope_plugins.tiny.tokenizer import train_tokenizer
-
-    tokenizer = train_tokenizer(["What is 6 * 7? It is 42.", "north south east west"] * 20, 512)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        initializer_range=0.12,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LanguageModel(Qwen3ForCausalLM(config), tokenizer)
+    """A folder with a policy that plays `guess` a little; its heads are as small as vLLM takes."""
+    tiny = component(
+        "model", "tiny-qwen3", hidden_size=128, layers=1, context=1024,
+        warmup_steps=80, warmup_batch=32, warmup_lr=8e-3,
+    )  # fmt: skip
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    model.save(folder)
+    tiny.build(EnvRef("guess")).save(folder)
     return folder
 
 

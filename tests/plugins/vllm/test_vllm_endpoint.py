@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import isentrope
-from isentrope import ConfigError, Endpoint, EnvRef, Evaluation, Status, StopReason
-from isentrope_plugins.vllm.place import Place
-from isentrope_plugins.vllm.server import NAME, Server, ServerOptions
+from isentrope import ConfigError, Endpoint, Evaluation, Status, StopReason
+from isentrope_plugins.vllm.server import NAME, Server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
 
-CONTEXT = 128
+CONTEXT = 1024
 GREEDY = {"top_p": 1e-6, "max_tokens": 16, "workers": {"isolation": "none"}}
 
 
@@ -32,27 +30,13 @@ class Endless(isentrope.TextEnv):
         return "higher", 0.0, False, False, {}
 
 
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a policy that plays `guess`; its heads are as small as vLLM takes them."""
-    tiny = isentrope.component(
-        "model", "tiny-qwen3", hidden_size=128, layers=1,
-        warmup_steps=60, warmup_batch=32, warmup_lr=8e-3,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("policy") / "model"
-    tiny.build(EnvRef("guess")).save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def url(vllm: Place, policy: Path) -> Iterator[str]:
-    with Server.start(ServerOptions(model=str(policy), context=CONTEXT), vllm) as started:
-        started.wait_ready(600)
-        yield f"{started.url}/v1"
+@pytest.fixture
+def url(server: Server) -> str:
+    return f"{server.url}/v1"
 
 
 def test_without_chance_the_same_is_said_in_text_as_in_tokens(
-    url: str, policy: Path, tmp_path: Path
+    url: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     """Over several turns, if tokens are written anew before each, as a chat server does.
 
@@ -61,7 +45,7 @@ def test_without_chance_the_same_is_said_in_text_as_in_tokens(
     endpoint = Endpoint(url=url, model=NAME, at_a_time=16)
     there = isentrope.evaluate(endpoint, "guess", tasks=24, rollout=GREEDY, out=tmp_path)
     anew = {**GREEDY, "history": "template"}
-    here = isentrope.evaluate(str(policy), "guess", tasks=24, rollout=anew)
+    here = isentrope.evaluate(str(tiny_model), "guess", tasks=24, rollout=anew)
     assert sum(a.turns for a in there.attempts) > 48
     assert here.attempts == there.attempts
     assert 0.0 == there.against(here).differences["reward"].value
@@ -74,7 +58,7 @@ def test_without_chance_the_same_is_said_in_text_as_in_tokens(
 
 def test_a_conversation_fills_the_servers_context_and_is_truncated(url: str) -> None:
     result = isentrope.evaluate(
-        Endpoint(url=url, model=NAME), Endless, rollout={**GREEDY, "max_turns": 200}
+        Endpoint(url=url, model=NAME), Endless, rollout={**GREEDY, "max_turns": CONTEXT}
     )
     (attempt,) = result.attempts
     assert (StopReason.CONTEXT, Status.OK) == (attempt.stop_reason, attempt.status)

@@ -418,6 +418,15 @@ def test_what_does_not_fit_is_refused_before_it_is_sent(model: Any, servers: Any
     assert [] == server.asked
 
 
+def test_a_temperature_that_vllm_would_raise_is_refused(model: Any, servers: Any) -> None:
+    async def work(engine: Fleet) -> None:
+        await engine.generate(PROMPT, Sampling(max_tokens=4, temperature=0.01))
+        with pytest.raises(ConfigError, match=r"got 0\.005\. .* set top_k = 1"):
+            await engine.generate(PROMPT, Sampling(max_tokens=4, temperature=0.005))
+
+    run(model, [servers()], work)
+
+
 def test_a_server_that_hangs_is_given_up_and_another_asked(model: Any, servers: Any) -> None:
     both = [servers(), servers()]
     both[0].fail("hang")

@@ -108,6 +108,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(place: Place) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_a_step_that_fails_says_what_and_why_in_one_sentence(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +188,7 @@ def lose_name(place: Place) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 @pytest.mark.parametrize(
     ("lose", "told"),
     [
@@ -212,6 +214,7 @@ def test_the_doctor_says_what_is_broken(
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_an_installation_has_vllms_command_and_nothing_that_wants_cuda(vllm: Place) -> None:
     script = vllm.environment / "bin" / "vllm"
     environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"}
@@ -223,6 +226,7 @@ def test_an_installation_has_vllms_command_and_nothing_that_wants_cuda(vllm: Pla
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_a_second_installation_waits_for_the_first_and_does_nothing_twice(copy: Place) -> None:
     before = copy.environment.stat().st_ino
     lock = os.open(copy.root, os.O_RDONLY)
@@ -241,6 +245,7 @@ def test_a_second_installation_waits_for_the_first_and_does_nothing_twice(copy: 
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_an_installation_that_is_killed_never_looks_whole(place: Place) -> None:
     command = [sys.executable, "-m", "isentrope", "vllm", "install", "--device", "cpu"]
     there = place.building / "python" / "bin" / "pip"

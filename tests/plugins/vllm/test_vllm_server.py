@@ -305,6 +305,7 @@ def test_a_servers_temporary_folder_has_a_path_short_enough_for_its_sockets(
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_a_server_is_healthy_and_says_what_it_serves(server: Server) -> None:
     assert server.alive
     assert server.healthy()
@@ -313,6 +314,7 @@ def test_a_server_is_healthy_and_says_what_it_serves(server: Server) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_a_first_request_waits_for_no_compiler(server: Server) -> None:
     body = {"model": "base", "prompt": [1, 2, 3], "max_tokens": 4, "temperature": 1.0}
     body |= {"logprobs": 0, "return_token_ids": True, "ignore_eos": True}
@@ -335,6 +337,7 @@ def stopped(vllm: Place, tiny_model: Path, mark: str) -> Iterator[Server]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_a_stopped_server_leaves_nothing(stopped: Server, mark: str) -> None:
     (base,) = get(f"{stopped.url}/v1/models")["data"]
     assert 256 == base["max_model_len"]
@@ -347,6 +350,7 @@ def test_a_stopped_server_leaves_nothing(stopped: Server, mark: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_a_server_whose_engine_is_killed_ends_and_says_so(stopped: Server, mark: str) -> None:
     ours = processes(mark)
     engine = min(map(int, spawned(ours)))  # which starts its worker
@@ -361,6 +365,7 @@ def test_a_server_whose_engine_is_killed_ends_and_says_so(stopped: Server, mark:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_a_folder_that_vllm_cannot_load_says_why(
     vllm: Place, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -379,6 +384,7 @@ def test_a_folder_that_vllm_cannot_load_says_why(
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_a_server_that_takes_too_long_is_told_of(vllm: Place, tiny_model: Path, mark: str) -> None:
     told = r"is not ready after 0 s; its log, .*, ends with:"
     with (
@@ -413,6 +419,7 @@ def test_serving_nothing_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_servers_are_served_until_ctrl_c(vllm: Place, tiny_model: Path, mark: str) -> None:
     options = ("--servers", 2, "--context", 256, "--", "--max-num-seqs", 4)
     with serve(tiny_model, *options, place=vllm.root) as command:
@@ -435,6 +442,7 @@ def test_servers_are_served_until_ctrl_c(vllm: Place, tiny_model: Path, mark: st
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 @pytest.mark.parametrize(("word", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_command_that_is_ended_while_its_server_starts_leaves_none(
     vllm: Place, tiny_model: Path, mark: str, word: signal.Signals, status: int
@@ -448,6 +456,7 @@ def test_a_command_that_is_ended_while_its_server_starts_leaves_none(
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_a_server_that_dies_is_named_with_its_reason_and_the_last_one_ends_the_command(
     vllm: Place, tiny_model: Path, mark: str
 ) -> None:
