@@ -128,15 +128,14 @@ class Trainer:
         self._by_collector(lambda collector: runner.run(collector.publish(weights)))
         if not getattr(self.config.engine, "proven", False):
             return {}
-        prompt, sampling = (
-            proof.prompt(self.model, self.context),
-            proof.sampling(self.config.rollout.temperature),
-        )
+        prompt = proof.prompt(self.model, self.context)
         drawn = self._by_collector(
-            lambda collector: runner.run(collector.sample_on_each(prompt, sampling))
+            lambda collector: runner.run(collector.sample_on_each(prompt, proof.SAMPLING))
         )
         answers = proof.episodes(prompt, drawn)
-        found = proof.Proof.of(answers, self.learner.scores(answers, frozenset()))
+        with policy.at_temperature(proof.TEMPERATURE):
+            scores = self.learner.scores(answers, frozenset())
+        found = proof.Proof.of(answers, scores)
         allowed = getattr(self.config.engine, "tolerance", None)
         found.check(version, allowed or proof.tolerance(self.config.learner.dtype))
         return {"proof_mean": max(found.means), "proof_max": max(found.maxima)}

@@ -410,11 +410,14 @@ def test_the_metrics_say_what_an_iteration_cost(tiny_run: dict[str, Any]) -> Non
     run = isentrope.train(**tiny_run, checkpoint_every=1)
     for metrics in run.metrics:
         assert metrics["performance/rollout_tokens_per_second"] == pytest.approx(
-            metrics["tokens"] / metrics["seconds/rollout"]
+            metrics["tokens"] / metrics["performance/collect_seconds"]
         )
+        assert 0 < metrics["performance/collect_seconds"] < metrics["seconds/rollout"]
         assert 0 < metrics["performance/flop_utilisation"] < 1
         assert 0.1 < metrics["performance/peak_memory_gib"] < 64
-        assert 0 < metrics["performance/environment_seconds"] < metrics["seconds/rollout"]
+        assert (
+            0 < metrics["performance/environment_seconds"] < metrics["performance/collect_seconds"]
+        )
     assert run.metrics[1]["seconds/checkpoint"] > 0 == run.metrics[0]["seconds/checkpoint"]
 
 

@@ -152,6 +152,15 @@ class Policy(nn.Module):
         with model.disable_adapter():
             yield
 
+    @contextmanager
+    def at_temperature(self, temperature: float) -> Iterator[None]:
+        """Score as if at another sampling temperature."""
+        before, self.temperature = self.temperature, temperature
+        try:
+            yield
+        finally:
+            self.temperature = before
+
     def layers(self) -> list[nn.Module]:
         """Return the decoder's layers.
 

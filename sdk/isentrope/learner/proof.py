@@ -3,6 +3,7 @@
 An adapter that a server did not load, loaded under an older one's cache, applied to no layer, or
 to another model: all of it samples fluently. So after each publication every server completes a
 fixed prompt, longer than two blocks of any server's prefix cache, and the learner scores what came.
+At a high temperature: at 1, any two policies that are sure of themselves agree on what they say.
 
 Shape legend: P tokens of a prompt, N tokens of its completion, V vocabulary.
 """
@@ -28,6 +29,8 @@ from isentrope.rollout.collector import RolloutCollector
 
 TOKENS = 16
 """Sampled by each server."""
+TEMPERATURE = 2.0
+"""The highest that vLLM takes."""
 _LONGEST = 288
 """Tokens of the prompt; a block has 16 on GPUs, and 128 on CPUs."""
 _TEXT = (
@@ -35,7 +38,7 @@ _TEXT = (
     "said of it before, in one word, takes many afterwards: where it is, and how it moves. Along "
     "an isentrope nothing of that kind is lost, and every step can be taken back. "
 )
-_TOLERANCE: dict[Dtype, float] = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.15}
+_TOLERANCE: dict[Dtype, float] = {"float32": 3e-4, "float16": 0.01, "bfloat16": 0.05}
 
 
 def tolerance(dtype: Dtype) -> float:
@@ -55,9 +58,7 @@ def prompt(model: LanguageModel, context: int) -> list[int]:
     return ids[: max(room, 1)]
 
 
-def sampling(temperature: float) -> Sampling:
-    """Return how the completion is drawn."""
-    return Sampling(max_tokens=TOKENS, temperature=temperature)
+SAMPLING = Sampling(max_tokens=TOKENS, temperature=TEMPERATURE)
 
 
 def episodes(prompt: Sequence[int], drawn: Sequence[Completion]) -> list[Episode]:
@@ -85,10 +86,9 @@ async def prove(
     """
     if not getattr(config, "proven", False):
         return
-    temperature = collector.sampling.temperature
     asked = prompt(model, collector.context)
-    drawn = await collector.sample_on_each(asked, sampling(temperature))
-    expected = (model_logp(model, None, asked, c.ids, temperature=temperature) for c in drawn)
+    drawn = await collector.sample_on_each(asked, SAMPLING)
+    expected = (model_logp(model, None, asked, c.ids, temperature=TEMPERATURE) for c in drawn)
     scores = [TokenScores(torch.tensor(logp), None, None) for logp in expected]
     allowed = getattr(config, "tolerance", None) or tolerance(dtype)
     Proof.of(episodes(asked, drawn), scores).check(0, allowed)
