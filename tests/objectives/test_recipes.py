@@ -271,7 +271,10 @@ def test_repo_is_on_grpo_unless_said_otherwise(name: str) -> None:
 @pytest.mark.parametrize("on", BASES)
 def test_repo_on_a_recipe_adds_its_transform_and_its_ladder(name: str, on: str) -> None:
     made, base = recipe(name, on=on), recipe(on)
-    for field in set((a.name for a in attrs.fields(Algorithm) if a.init)) - {"transforms", "controllers"}:
+    for field in set((a.name for a in attrs.fields(Algorithm) if a.init)) - {
+        "transforms",
+        "controllers",
+    }:
         assert getattr(base, field) == getattr(made, field)
     assert RECIPES[name]["transforms"] == [fields(part) for part in made.transforms]
     assert RECIPES[name]["controllers"][0] == fields(made.controllers[-1])

@@ -131,7 +131,7 @@ def test_a_long_conversation_is_answered_by_each_version_as_the_model_with_it_wo
 
     found = run(model, [server.url], work)
     assert max(right for right, _ in found) < 1e-4
-    assert min(wrong for _, wrong in found) > 1e-3  # so that it would have been seen
+    assert min(wrong for _, wrong in found) > 2e-4  # so that it would have been seen
     assert max(wrong for _, wrong in found) > 0.1
 
 
@@ -159,9 +159,9 @@ def test_a_cancelled_request_ends_on_the_server(model: LanguageModel, server: Se
     async def work(engine: Fleet) -> None:
         tasks = [
             asyncio.create_task(engine.generate(prompt_of(9), Sampling(max_tokens=1000)))
-            for _ in range(4)
+            for _ in range(16)
         ]
-        await until(lambda: running(server) == 4)
+        await until(lambda: running(server) > 1, 60)
         for task in tasks[1:]:
             task.cancel()
         await until(lambda: running(server) <= 1, 5)
@@ -254,6 +254,17 @@ def test_a_run_proves_every_publication_and_agrees_with_the_server_on_every_toke
         assert (2 if metrics["iteration"] == 0 else 1) >= metrics["engine/publications"] >= 1
     again = isentrope.train(resume=run, iterations=4)  # at servers that knew the first part
     assert 4 == len(again.metrics)
+
+
+def test_an_evaluation_proves_its_server(
+    server: Server, model: LanguageModel, tiny_model: Path, tmp_path: Path
+) -> None:
+    engine = {"id": "vllm", "urls": [server.url]}
+    found = isentrope.evaluate(str(tiny_model), "guess", tasks=8, engine=engine)
+    assert (8, 0) == (len(found.attempts), found.failed)
+    model.save(tmp_path / "other", {k: 1.05 * t for k, t in model.model.state_dict().items()})
+    with pytest.raises(EngineError, match="It may serve another model"):
+        isentrope.evaluate(str(tmp_path / "other"), "guess", tasks=8, engine=engine)
 
 
 def test_an_adapter_that_a_server_applied_wrongly_stops_the_run(
