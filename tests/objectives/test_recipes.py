@@ -271,7 +271,7 @@ def test_repo_is_on_grpo_unless_said_otherwise(name: str) -> None:
 @pytest.mark.parametrize("on", BASES)
 def test_repo_on_a_recipe_adds_its_transform_and_its_ladder(name: str, on: str) -> None:
     made, base = recipe(name, on=on), recipe(on)
-    for field in set((a.name for a in attrs.fields(Algorithm) if a.init)) - {
+    for field in {a.name for a in attrs.fields(Algorithm) if a.init} - {
         "transforms",
         "controllers",
     }:
