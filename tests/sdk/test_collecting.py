@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from attrs import define, field
@@ -310,3 +311,27 @@ def test_a_run_in_workers_is_the_run_without_to_the_bit(
     assert here.episodes == there.episodes
     assert lasting(here) == lasting(there)
     assert 0 == there.metrics[-1]["workers/leaked"] == there.metrics[-1]["workers/killed"]
+
+
+def test_a_completion_of_a_version_that_is_being_published_is_taken() -> None:
+    """One that collects ahead may draw it before the publication has ended."""
+
+    class Eager(Told):
+        async def publish(self, weights: WeightsRef) -> None:
+            collector.check(attrs.evolve(spoken("a"), version=weights.version))
+            collector.check(attrs.evolve(spoken("a"), version=weights.version - 1))
+
+    config = RolloutConfig(staleness=1)
+    collector = RolloutCollector(
+        None,
+        config,
+        Eager(lambda *_: "a"),
+        TEMPLATE,
+        config.sampling((END,)),
+        10,
+        staleness=1,  # type: ignore[arg-type]
+    )
+    asyncio.run(collector.publish(WeightsRef(5)))
+    for version in (3, 6):
+        with pytest.raises(isentrope.EngineError, match=r"rollout\.staleness is 1"):
+            collector.check(attrs.evolve(spoken("a"), version=version))

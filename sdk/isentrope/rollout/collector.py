@@ -261,8 +261,8 @@ class RolloutCollector(Collector):
 
     async def publish(self, weights: WeightsRef) -> None:
         """Have the engine sample from these weights, and accept nothing that is too old."""
+        self.version = weights.version  # before: the engine may sample from them at any moment
         await self.engine.publish(weights)
-        self.version = weights.version
 
     async def sample_on_each(
         self, prompt: Sequence[int], sampling: Sampling
