@@ -11,10 +11,10 @@ from attrs import evolve, frozen
 from isentrope.errors import ConfigError
 from isentrope.evaluation.result import Evaluation
 from isentrope.reporting import _charts, _configs
-from isentrope.reporting._episodes import Highlights
+from isentrope.reporting._episodes import EpisodeFile, as_text
 from isentrope.reporting._evaluations import as_evaluation, page_of
 from isentrope.reporting._history import History
-from isentrope.reporting._page import render, swatch, write
+from isentrope.reporting._page import BROWSER, CHARTS, render, swatch, write
 from isentrope.reporting._series import change
 from isentrope.reporting._text import counted, number, percent
 from isentrope.runs import Run
@@ -73,8 +73,13 @@ def compare(*of: Run | Evaluation | str | Path, out: str | Path | None = None) -
 
 
 def _page_of_run(history: History) -> str:
+    charts = _charts.of_run(history)
+    episodes = EpisodeFile(Run(history.path))
+    episodes.update()
+    chunks = {"index": episodes.index(), **episodes.embedded()} if episodes.total else {}
     return render(
         "report.html.j2",
+        (*(CHARTS if charts else ()), *(BROWSER if chunks else ())),
         title=history.name,
         run=history,
         state=_state(history),
@@ -84,15 +89,18 @@ def _page_of_run(history: History) -> str:
         learning=_configs.learning_in_words(history.config),
         verdict=_charts.entropy_in_words(history) if history.metrics else "",
         ends=_ends(history),
-        charts=_charts.of_run(history),
-        highlights=Highlights.of(history.path),
+        charts=charts,
+        episodes=episodes,
+        chunks=[(name, as_text(data)) for name, data in chunks.items()],
         settings=list(_configs.flatten(history.config)),
     )
 
 
 def _page_of_runs(histories: Sequence[History]) -> str:
+    charts = _charts.of_runs(histories)
     return render(
         "compare.html.j2",
+        CHARTS if charts else (),
         title=" against ".join(run.name for run in histories),
         runs=histories,
         states=[_state(run) for run in histories],
@@ -100,7 +108,7 @@ def _page_of_runs(histories: Sequence[History]) -> str:
         ends=[_ends(run) for run in histories],
         evaluated=[number(_last(run, "eval/success")) for run in histories],
         differences=_configs.differences([run.config for run in histories]),
-        charts=_charts.of_runs(histories),
+        charts=charts,
     )
 
 
