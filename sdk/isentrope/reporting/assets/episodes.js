@@ -176,19 +176,32 @@
     return shade(signed && x < 0 ? "less" : "more", Math.abs(x) / most);
   }
 
-  function Legend({ chunk, by }) {
-    const { unit, signed, back = (x) => x, of } = COLOURS[by];
+  /** Say whether what tokens are coloured by is known of an episode. */
+  function isKnown(chunk, by, episode) {
+    const where = chunk.found.get(episode.row), { of } = COLOURS[by];
+    if (!where || !of) return Boolean(where);
+    for (let i = where.first, t = where.sampled; i < where.last; i++) {
+      if (chunk.tokens.sampled[i] && !Number.isNaN(of(chunk.tokens, t++))) return true;
+    }
+    return false;
+  }
+
+  function Legend({ chunk, by, shown, members }) {
+    const { unit, signed, back = (x) => x } = COLOURS[by];
     if (by === "clipped") {
       return html`<span class="faint"><i class="key-colour" style=${{ background: shade("clip", 1) }}
         /> no gradient though it had an advantage: the clip took it</span>`;
     }
     if (by === "version") return html`<span class="faint">the older the policy that sampled it, the
       stronger</span>`;
-    const most = scaleOf(chunk, by);
-    if (!most) {
-      const some = chunk.tokens.logp.some((_, i) => !Number.isNaN(of(chunk.tokens, i)));
-      return html`<span class="faint">${some ? "the same for all tokens" : "not known here"}</span>`;
+    if (!shown.some((e) => isKnown(chunk, by, e))) {
+      const others = members.filter((e) => isKnown(chunk, by, e)).map((e) => e.rollout);
+      return html`<span class="faint">not known here${others.length > 0
+        && `, but of rollout ${others.join(", ")}`}${by === "entropy"
+        && ": measured of the probe's episodes, or of all where the algorithm needs it"}</span>`;
     }
+    const most = scaleOf(chunk, by);
+    if (!most) return html`<span class="faint">nothing to tell apart</span>`;
     const low = signed ? back(-most) : 0, high = by === "logp" ? -most : back(most);
     const ends = signed ? [shade("less", 1), "transparent", shade("more", 1)]
       : ["transparent", shade("more", 1)];
@@ -344,7 +357,7 @@
     </article>`;
   }
 
-  function Detail({ episode, episodes, by, setBy, group, setGroup, choose }) {
+  function Detail({ episode, episodes, asked, setBy, group, setGroup, choose }) {
     const [loaded, setLoaded] = useState(null);
     useEffect(() => {
       let wanted = true;
@@ -359,6 +372,8 @@
     const here = loaded?.iteration === episode.iteration ? loaded : null;
     const found = here?.found;
     const shown = group ? members : [episode];
+    const auto = found && shown.some((e) => isKnown(found, "entropy", e)) ? "entropy" : "logp";
+    const by = asked ?? auto;
     return html`<div class="detail" aria-live="off">
       <h3 class="text">${episode.task}</h3>
       <p class="faint">iteration ${number(episode.iteration)}, seed ${String(episode.seed ?? "\u2013")}</p>
@@ -373,7 +388,8 @@
       ${found?.tokens.logp && html`<div class="bar">
         <label>Colour by <select value=${by} id="colour" onChange=${(event) => setBy(event.target.value)}>
           ${Object.entries(COLOURS).map(([key, { name }]) => html`<option value=${key}>${name}</option>`)}
-        </select></label> <${Legend} chunk=${found} by=${by} /></div>`}
+        </select></label> <${Legend} chunk=${found} by=${by} shown=${shown}
+          members=${members} /></div>`}
       ${here?.error ? html`<p class="bad">These episodes cannot be read: ${String(here.error)}</p>`
         : here && !found ? html`<p>This file has no room for the episodes of iteration ${" "}
             ${number(episode.iteration)}: see them with <code>isentrope view</code>.</p>`
@@ -473,7 +489,7 @@
   function Browser({ episodes, statuses }) {
     const [filter, setFilter] = useState(NONE);
     const [chosen, setChosen] = useState(null);
-    const [by, setBy] = useState("entropy");
+    const [by, setBy] = useState(null); // null: entropy where it is known, log-prob elsewhere
     const [group, setGroup] = useState(false);
     const found = useMemo(() => chosenBy(filter, episodes), [filter, episodes]);
     const at = chosen && episodes[chosen.at]; // the list may have been read again
@@ -490,7 +506,8 @@
         } else if (event.key === "g") setGroup((before) => !before);
         else if (event.key === "c" || event.key === "C") {
           const keys = Object.keys(COLOURS), step = event.key === "c" ? 1 : keys.length - 1;
-          setBy((before) => keys[(keys.indexOf(before) + step) % keys.length]);
+          const now = document.getElementById("colour")?.value ?? "entropy";
+          setBy(keys[(keys.indexOf(now) + step) % keys.length]);
         } else if (event.key === "/") document.getElementById("by-task").focus();
         else return;
         event.preventDefault();
@@ -509,7 +526,7 @@
         ${" "}<kbd>\u2192</kbd> through them. A click on a chart's point chooses its iteration.</p>
       <div class="panes">
         <${List} found=${found} chosen=${episode} choose=${setChosen} />
-        ${episode ? html`<${Detail} episode=${episode} episodes=${episodes} by=${by} setBy=${setBy}
+        ${episode ? html`<${Detail} episode=${episode} episodes=${episodes} asked=${by} setBy=${setBy}
             group=${group} setGroup=${setGroup} choose=${setChosen} />`
           : html`<p>No episode is like that.</p>`}
       </div>`;
