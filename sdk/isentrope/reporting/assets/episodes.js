@@ -118,6 +118,7 @@
     : !Number.isFinite(x) ? String(x)
     : Number.isInteger(x) ? x.toLocaleString("en")
     : Math.abs(x) >= 1e-3 ? String(+x.toPrecision(3)) : x.toExponential(1);
+  const counted = (x, noun) => `${number(x)} ${noun}${x === 1 ? "" : "s"}`;
   const weight = (t, i) => (t.advantage[i] === 0 ? NaN : t.transformed[i] / t.advantage[i]);
   const clipped = (t, i) => t.gradient[i] === 0 && t.transformed[i] !== 0;
 
@@ -264,7 +265,7 @@
         block.className = run.sampled ? "run sampled" : "run";
         head.className = "role";
         head.textContent = `turn ${run.turn + 1}: ${run.sampled
-          ? `policy, ${run.texts.length} token${run.texts.length === 1 ? "" : "s"}`
+          ? `policy, ${counted(run.texts.length, "token")}`
           : run.turn ? "environment" : "prompt"}${run.segment ? `, segment ${run.segment + 1}` : ""}`;
         text.className = "stream";
         text.dir = "auto";
@@ -335,7 +336,7 @@
   function facts(e) {
     return [
       `reward ${number(e.reward)}`, e.success ? "success" : "no success",
-      `${number(e.tokens)} tokens`, `${number(e.turns)} turns`, e.stop_reason,
+      counted(e.tokens, "token"), counted(e.turns, "turn"), e.stop_reason,
       ...(isGood(e) ? [] : [e.status]),
     ].join(", ");
   }
