@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from isentrope.reporting.pages import compare as compare
     from isentrope.reporting.pages import report as report
     from isentrope.rollout.endpoint import Endpoint as Endpoint
+    from isentrope.reporting.serving import view as view
     from isentrope.rollout.ledger import TokenLedger as TokenLedger
     from isentrope.runs import Run as Run
     from isentrope.specs import ComponentSpec as ComponentSpec
@@ -122,6 +123,7 @@ _HOME = {
     "TokenBatch knob",
     "reporting.pages": "compare report",
     "rollout.endpoint": "Endpoint",
+    "reporting.serving": "view",
     "rollout.ledger": "TokenLedger",
     "runs": "Run",
     "specs": "ComponentSpec EnvRef EnvSpec",

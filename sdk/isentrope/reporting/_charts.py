@@ -90,13 +90,13 @@ def of_run(run: History) -> list[Chart]:
                _of(run, {"turns_per_episode": "turns"}), from_zero=True),
         _chart("Engine against learner", "difference of their log-probs of the same tokens; "
                "zero is not drawn", "|difference| (nats)", _of(run, _MISMATCH), scale="log"),
-        *(_chart(f"Engine against learner, by {name}", f"mean difference of their log-probs, of tokens "
-                 f"whose {name} is in a bin; zero is not drawn", "|difference| (nats)",
+        *(_chart(f"Engine against learner, by {name}", "mean difference of their log-probs, of "
+                 f"tokens whose {name} is in a bin; zero is not drawn", "|difference| (nats)",
                  _binned(run, f"mismatch_{name}/", unit), scale="log")
           for name, unit in _BINNED.items()),
-        _chart("Engine against what it was sent", "a proof of every update: difference of log-probs "
-               "of the same tokens, on the worst of the engine's servers", "|difference| (nats)",
-               _of(run, _PROOF), scale="log"),
+        _chart("Engine against what it was sent", "a proof of every update: difference of log-"
+               "probs of the same tokens, on the worst of the engine's servers",
+               "|difference| (nats)", _of(run, _PROOF), scale="log"),
         _chart("Staleness", "updates since the policy that sampled a token", "updates",
                _of(run, _STALENESS) if any(run.values("staleness_max")) else [], from_zero=True),
         _stack("Left out", "groups and episodes that were not learnt from", "count",

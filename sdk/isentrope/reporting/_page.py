@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 CHARTS = ("plotly", "charts.js")
 BROWSER = ("vendor/preact.js", "vendor/preact-hooks.js", "vendor/htm.js", "episodes.js")
+LIVE = ("live.js",)
 
 
-def render(template: str, scripts: Iterable[str], *, live: bool = False, **values: Any) -> str:
+def render(template: str, scripts: Iterable[str], *, live: str | None = None, **values: Any) -> str:
     """Fill a template.
 
-    scripts: assets that the page runs. live: the page may ask its own server for more.
+    scripts: assets that the page runs. live: not None where the page may ask its server.
     """
     texts = [_plotly() if name == "plotly" else _asset(name) for name in scripts]
     hashes = " ".join(f"'sha256-{_digest(text)}'" for text in texts) or "'none'"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from attrs import evolve, frozen
@@ -14,7 +14,7 @@ from isentrope.reporting import _charts, _configs
 from isentrope.reporting._episodes import EpisodeFile, as_text
 from isentrope.reporting._evaluations import as_evaluation, page_of
 from isentrope.reporting._history import History
-from isentrope.reporting._page import BROWSER, CHARTS, render, swatch, write
+from isentrope.reporting._page import BROWSER, CHARTS, LIVE, render, swatch, write
 from isentrope.reporting._series import change
 from isentrope.reporting._text import counted, number, percent
 from isentrope.runs import Run
@@ -48,7 +48,10 @@ def report(of: Run | Evaluation | str | Path, out: str | Path | None = None) -> 
     assert not isinstance(of, Evaluation)  # it would have been one
     history = History.read(of)
     place = history.path / "report.html" if out is None else Path(out)
-    return write(place, _page_of_run(history))
+    episodes = EpisodeFile(Run(history.path))
+    episodes.update()
+    chunks = {"index": episodes.index(), **episodes.embedded()} if episodes.total else {}
+    return write(place, page_of_run(history, episodes, chunks))
 
 
 def compare(*of: Run | Evaluation | str | Path, out: str | Path | None = None) -> Path:
@@ -72,14 +75,29 @@ def compare(*of: Run | Evaluation | str | Path, out: str | Path | None = None) -
     return write(place, page_of(evaluations))
 
 
-def _page_of_run(history: History) -> str:
+def page_of_run(
+    history: History,
+    episodes: EpisodeFile,
+    chunks: Mapping[object, bytes],
+    *,
+    live: str | None = None,
+    scripts: bool = True,
+) -> str:
+    """Return the page of a run.
+
+    chunks: of the episodes, by name, to be part of it. live: it asks its server for them, and for
+    what is new when this stamp is no longer the server's. scripts: False for what another page
+    takes over, which has them.
+    """
     charts = _charts.of_run(history)
-    episodes = EpisodeFile(Run(history.path))
-    episodes.update()
-    chunks = {"index": episodes.index(), **episodes.embedded()} if episodes.total else {}
+    run = [
+        *(CHARTS if charts or live else ()),
+        *(BROWSER if chunks or live else ()),
+        *(LIVE if live else ()),
+    ]
     return render(
         "report.html.j2",
-        (*(CHARTS if charts else ()), *(BROWSER if chunks else ())),
+        run if scripts else (),
         title=history.name,
         run=history,
         state=_state(history),
@@ -93,6 +111,7 @@ def _page_of_run(history: History) -> str:
         episodes=episodes,
         chunks=[(name, as_text(data)) for name, data in chunks.items()],
         settings=list(_configs.flatten(history.config)),
+        live=live,
     )
 
 

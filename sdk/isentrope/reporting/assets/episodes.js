@@ -496,7 +496,10 @@
     const at = chosen && episodes[chosen.at]; // the list may have been read again
     const episode = at && at.task === chosen.task ? at : found[0];
     useEffect(() => {
-      const go = (event) => setFilter((before) => ({ ...before, iteration: String(event.detail) }));
+      const go = (event) => {
+        setFilter((before) => ({ ...before, iteration: String(event.detail) }));
+        place.scrollIntoView({ behavior: "smooth" });
+      };
       const key = (event) => {
         if (event.altKey || event.ctrlKey || event.metaKey) return;
         if (event.target.closest?.("input, select, textarea")) return;
