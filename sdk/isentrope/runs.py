@@ -168,8 +168,9 @@ class Run:
             path = self._tokens(iteration)
             path.parent.mkdir(exist_ok=True)
             draft = path.with_suffix(".draft")
+            columns: Any = tokens  # numpy's own annotation takes names for its options
             with draft.open("wb") as file:
-                np.savez_compressed(file, **tokens)
+                np.savez_compressed(file, **columns)
             draft.replace(path)
         lines = ({"iteration": iteration, **episode_record(e)} for e in episodes)
         _append(self.path / "episodes.jsonl", lines)

@@ -19,7 +19,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[bytes
     def piece(token: int) -> bytes:
         if token in added:
             return _utf8(str(added[token].content))
-        text: str | None = tokenizer.convert_ids_to_tokens(token)
+        text: Any = tokenizer.convert_ids_to_tokens(token)
         if text is None:  # the model has more ids than the tokenizer
             return b"<%d>" % token
         if all(character in by_character for character in text):

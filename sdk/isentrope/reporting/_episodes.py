@@ -111,20 +111,22 @@ class EpisodeFile:
             parts.append(data + bytes(-len(data) % 4))
         return _deflated(b"".join(parts))
 
-    def embedded(self, most: int = EMBEDDED) -> dict[int, bytes]:
-        """Return chunks for a page that can ask for no others: as many as fit, spread evenly.
+    def embedded(self, most: int = EMBEDDED) -> dict[str, bytes]:
+        """Return index and chunks, by name, for a page that can ask for no others.
 
-        The last iteration's is always there.
+        Chunks of iterations spread evenly, as many as fit; the last one's is always there.
         """
-        chosen: dict[int, bytes] = {}
+        if not self.total:
+            return {}
+        found = {"index": self.index()}
         left = most
         for iteration in _spread(sorted(self.spans)):
             chunk = self.chunk(iteration)
             left -= len(chunk)
-            if left < 0 and chosen:
+            if left < 0 and len(found) > 1:
                 break
-            chosen[iteration] = chunk
-        return dict(sorted(chosen.items()))
+            found[str(iteration)] = chunk
+        return found
 
     def _forget(self) -> None:
         self.spans.clear()
@@ -173,8 +175,6 @@ def _as_page_takes_them(columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArra
 
 def _spread(places: list[int]) -> Iterator[int]:
     """Yield the last, the first, the middle, the middles of both halves, and so on."""
-    if not places:
-        return
     yield places[-1]
     if len(places) > 1:
         yield places[0]

@@ -50,8 +50,7 @@ def report(of: Run | Evaluation | str | Path, out: str | Path | None = None) -> 
     place = history.path / "report.html" if out is None else Path(out)
     episodes = EpisodeFile(Run(history.path))
     episodes.update()
-    chunks = {"index": episodes.index(), **episodes.embedded()} if episodes.total else {}
-    return write(place, page_of_run(history, episodes, chunks))
+    return write(place, page_of_run(history, episodes, episodes.embedded()))
 
 
 def compare(*of: Run | Evaluation | str | Path, out: str | Path | None = None) -> Path:
@@ -78,7 +77,7 @@ def compare(*of: Run | Evaluation | str | Path, out: str | Path | None = None) -
 def page_of_run(
     history: History,
     episodes: EpisodeFile,
-    chunks: Mapping[object, bytes],
+    chunks: Mapping[str, bytes],
     *,
     live: str | None = None,
     scripts: bool = True,
