@@ -83,8 +83,8 @@ if TYPE_CHECKING:
     from isentrope.parts import knob as knob
     from isentrope.reporting.pages import compare as compare
     from isentrope.reporting.pages import report as report
-    from isentrope.rollout.endpoint import Endpoint as Endpoint
     from isentrope.reporting.serving import view as view
+    from isentrope.rollout.endpoint import Endpoint as Endpoint
     from isentrope.rollout.ledger import TokenLedger as TokenLedger
     from isentrope.runs import Run as Run
     from isentrope.specs import ComponentSpec as ComponentSpec
@@ -122,8 +122,8 @@ _HOME = {
     "parts": "AdvantageEstimator AdvantageTransform Controller Knob Objective Statistics "
     "TokenBatch knob",
     "reporting.pages": "compare report",
-    "rollout.endpoint": "Endpoint",
     "reporting.serving": "view",
+    "rollout.endpoint": "Endpoint",
     "rollout.ledger": "TokenLedger",
     "runs": "Run",
     "specs": "ComponentSpec EnvRef EnvSpec",
