@@ -216,6 +216,6 @@ def test_the_last_step_of_any_rank_is_what_is_kept() -> None:
         episodes, known, TRAJECTORIES, [rank.seen for rank in ranks], byte_level()
     )
     assert {1} == set(kept["step"].tolist())
-    expected = np.concatenate([ranks[1].seen[i].log_ratio for i in range(len(episodes))])
+    expected = np.concatenate([ranks[1].seen[i].values[0] for i in range(len(episodes))])
     assert expected.astype(np.float16).tolist() == kept["log_ratio"].tolist()
     assert np.abs(expected).max() > 0

@@ -35,12 +35,10 @@ class Seen:
     """What the last step that saw an episode made of its t sampled tokens."""
 
     step: int
-    log_ratio: NDArray[np.float32]
-    """[t] of the policy that the step began with, to the one that the iteration began with."""
-    transformed: NDArray[np.float32]
-    """[t] advantage after the transforms."""
-    gradient: NDArray[np.bool_]
-    """[t] whether the token's log-prob had a gradient."""
+    values: NDArray[np.float32]
+    """[3, t]: log of the ratio between the policy that the step began with and the one that the
+    iteration began with; the advantage after the transforms; whether the log-prob had a gradient.
+    """
 
 
 @define
@@ -77,14 +75,15 @@ class TokenLog:
         rows = [self.rows.get(id(t.episode)) for t in trajectories]
         if all(row is None for row in rows):
             return
-        lengths = [len(t) for t in trajectories]
         gradient = batch.logp.grad  # none where the loss is of the entropy alone
         pulled = torch.zeros_like(batch.mask) if gradient is None else gradient != 0
         ratio = batch.logp.detach() - batch.old_logp
-        columns = [x.cpu().split(lengths) for x in (ratio, batch.advantage, pulled)]
-        for row, *own in zip(rows, *columns, strict=True):
+        values = torch.stack((ratio, batch.advantage, pulled.to(ratio.dtype))).cpu().numpy()
+        end = 0
+        for row, trajectory in zip(rows, trajectories, strict=True):
+            start, end = end, end + len(trajectory)
             if row is not None:
-                self.seen[row] = Seen(batch.step, *(x.numpy() for x in own))
+                self.seen[row] = Seen(batch.step, values[:, start:end])
 
     def columns(
         self,
@@ -104,50 +103,50 @@ class TokenLog:
             for row, one in own.items():
                 if row not in last or last[row].step < one.step:
                     last[row] = one
-        advantages = {id(t.episode): t.advantage for t in learnt}
         kept = sorted((row, key) for key, row in self.rows.items())
-        segments = [(n, s) for row, _ in kept for n, s in enumerate(episodes[row].segments)]
-        ids, piece = np.unique(np.concatenate([s.ids for _, s in segments]), return_inverse=True)
+        of = [episodes[row].segments for row, _ in kept]
+        segments = [segment for one in of for segment in one]
+        ids, piece = np.unique(np.concatenate([s.ids for s in segments]), return_inverse=True)
         texts = pieces(tokenizer, ids)
-        sampled = np.concatenate([s.sampled for _, s in segments])
-        rows = [_row(known[key], advantages.get(key), last.get(row)) for row, key in kept]
-        of_token = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-        engine = np.concatenate([s.logp for _, s in segments])[sampled]
-        of_token["mismatch"] = engine - of_token["logp"]
+        sampled = np.concatenate([s.sampled for s in segments])
+        numbers = [n for one in of for n, _ in enumerate(one)]
+        logp = torch.cat([known[key].logp for _, key in kept]).numpy()
+        ends = np.cumsum([known[key].logp.numel() for _, key in kept])
+        spans = {key: slice(a, b) for (_, key), a, b in zip(kept, [0, *ends], ends, strict=False)}
+        unknown = np.full((5, len(logp)), np.nan, np.float32)
+        entropy, advantage, *steps = unknown
+        for row, key in kept:
+            span = spans[key]
+            if (exact := known[key].entropy) is not None:
+                entropy[span] = exact.numpy()
+            if row in last:
+                unknown[2:, span] = last[row].values
+        for trajectory in learnt:
+            if (key := id(trajectory.episode)) in spans:
+                advantage[spans[key]] = trajectory.advantage.numpy()
+        log_ratio, transformed, gradient = steps
+        numbered = {
+            "logp": logp,
+            "mismatch": np.concatenate([s.logp for s in segments])[sampled] - logp,
+            "entropy": entropy,
+            "advantage": advantage,
+            "transformed": transformed,
+            "log_ratio": log_ratio,
+        }
         with np.errstate(over="ignore"):  # what float16 cannot hold is infinite
-            halves = {n: x.astype(np.float16) for n, x in of_token.items() if n != "gradient"}
+            halves = {name: x.astype(np.float16) for name, x in numbered.items()}
         return {
             "episode": np.array([row for row, _ in kept], np.int32),
-            "length": np.array(
-                [sum(len(s.ids) for s in episodes[row].segments) for row, _ in kept], np.int32
-            ),
+            "length": np.array([sum(len(s.ids) for s in one) for one in of], np.int32),
             "step": np.array([last[r].step if r in last else -1 for r, _ in kept], np.int32),
             "piece": piece.astype(np.int32),
-            "segment": np.concatenate([np.full(len(s.ids), n, np.int32) for n, s in segments]),
-            "turn": np.concatenate([s.turn for _, s in segments]).astype(np.int32),
+            "segment": np.repeat(numbers, [len(s.ids) for s in segments]).astype(np.int32),
+            "turn": np.concatenate([s.turn for s in segments]).astype(np.int32),
             "sampled": sampled,
-            "version": np.concatenate([s.version for _, s in segments])[sampled].astype(np.int32),
+            "version": np.concatenate([s.version for s in segments])[sampled].astype(np.int32),
             **halves,
-            "gradient": of_token["gradient"],
+            "gradient": np.where(np.isnan(gradient), UNSEEN, gradient).astype(np.uint8),
             "piece_id": ids.astype(np.int32),
             "piece_end": np.cumsum([len(text) for text in texts], dtype=np.int32),
             "piece_text": np.frombuffer(b"".join(texts), np.uint8),
         }
-
-
-def _row(scores: TokenScores, advantage: Any, seen: Seen | None) -> dict[str, NDArray[Any]]:
-    """Return the columns of one episode's t sampled tokens; NaN is what is not known."""
-    logp = scores.logp.numpy()
-    nothing = np.full(logp.shape, np.nan, np.float32)
-    return {
-        "logp": logp,
-        "entropy": nothing if scores.entropy is None else scores.entropy.numpy(),
-        "advantage": nothing if advantage is None else advantage.numpy(),
-        "transformed": nothing if seen is None else seen.transformed,
-        "log_ratio": nothing if seen is None else seen.log_ratio,
-        "gradient": (
-            np.full(logp.shape, UNSEEN, np.uint8)
-            if seen is None
-            else seen.gradient.astype(np.uint8)
-        ),
-    }
