@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 from attrs import field, frozen
@@ -168,9 +169,7 @@ class Run:
             path = self._tokens(iteration)
             path.parent.mkdir(exist_ok=True)
             draft = path.with_suffix(".draft")
-            columns: Any = tokens  # numpy's own annotation takes names for its options
-            with draft.open("wb") as file:
-                np.savez_compressed(file, **columns)
+            _compress(draft, tokens)
             draft.replace(path)
         lines = ({"iteration": iteration, **episode_record(e)} for e in episodes)
         _append(self.path / "episodes.jsonl", lines)
@@ -272,6 +271,16 @@ def episode_record(episode: Episode) -> dict[str, Any]:
 def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(_finite(record)) + "\n" for record in records)
+
+
+def _compress(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Write what `numpy.load` reads, in half the time of `numpy.savez_compressed`, which packs
+    hardly better.
+    """
+    with ZipFile(path, "w", ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, values in columns.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, values, allow_pickle=False)
 
 
 def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
