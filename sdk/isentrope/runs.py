@@ -274,9 +274,7 @@ def _append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _compress(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
-    """Write what `numpy.load` reads, in half the time of `numpy.savez_compressed`, which packs
-    hardly better.
-    """
+    """Write what `numpy.load` reads; `numpy.savez_compressed` takes twice as long to save 10 %."""
     with ZipFile(path, "w", ZIP_DEFLATED, compresslevel=1) as archive:
         for name, values in columns.items():
             with archive.open(f"{name}.npy", "w") as file:
