@@ -348,7 +348,9 @@
       <h4 class=${isGood(episode) ? "" : "bad"}>rollout ${number(episode.rollout)}</h4>
       <p class="faint text">${facts(episode)}</p>
       ${where
-        ? html`<${Tokens} chunk=${chunk} where=${where} by=${by} />`
+        ? html`${!isKnown(chunk, by, episode) && html`<p class="faint">Not coloured: its ${" "}
+            ${COLOURS[by].name} is not known.</p>`}
+            <${Tokens} chunk=${chunk} where=${where} by=${by} />`
         : html`<p class="faint">Its tokens were not kept.</p><${Messages}
             messages=${told.messages} />`}
       ${numbers.length > 0 && html`<p class="faint text">${numbers
@@ -373,7 +375,7 @@
     const here = loaded?.iteration === episode.iteration ? loaded : null;
     const found = here?.found;
     const shown = group ? members : [episode];
-    const auto = found && shown.some((e) => isKnown(found, "entropy", e)) ? "entropy" : "logp";
+    const auto = found && shown.every((e) => isKnown(found, "entropy", e)) ? "entropy" : "logp";
     const by = asked ?? auto;
     return html`<div class="detail" aria-live="off">
       <h3 class="text">${episode.task}</h3>
