@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from isentrope.parts import knob as knob
     from isentrope.reporting.pages import compare as compare
     from isentrope.reporting.pages import report as report
+    from isentrope.reporting.serving import view as view
     from isentrope.rollout.endpoint import Endpoint as Endpoint
     from isentrope.rollout.ledger import TokenLedger as TokenLedger
     from isentrope.runs import Run as Run
@@ -121,6 +122,7 @@ _HOME = {
     "parts": "AdvantageEstimator AdvantageTransform Controller Knob Objective Statistics "
     "TokenBatch knob",
     "reporting.pages": "compare report",
+    "reporting.serving": "view",
     "rollout.endpoint": "Endpoint",
     "rollout.ledger": "TokenLedger",
     "runs": "Run",

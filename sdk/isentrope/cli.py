@@ -396,6 +396,20 @@ def report(
 
 
 @app.command()
+def view(
+    run: Annotated[Path, typer.Argument(help="Run folder", metavar="RUN")],
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; default: one that is free")] = 0,
+) -> None:
+    """Show a run in the browser while it trains: its page, served on this machine alone."""
+    import isentrope
+
+    def tell(address: str) -> None:
+        _console.print(f"View: {address} (Ctrl-C ends it)", highlight=False, markup=False)
+
+    isentrope.view(run, port=port, tell=tell)
+
+
+@app.command()
 def compare(
     folders: Annotated[
         list[Path],

@@ -133,12 +133,12 @@ def _iterate(
         held_up = 0.0  # by the checkpoint before: it is written after its iteration's metrics
         stopping = any(ranks.gather(interrupted()))  # while the model was warmed up, say
         while not (_ended(config, progress) or stopping):
-            metrics, episodes = trainer.iterate(runner)
+            metrics, episodes, tokens = trainer.iterate(runner)
             metrics["seconds/checkpoint"], held_up = held_up, 0.0
             metrics["stopped"] = _nothing_to_learn(config, progress)
             metrics |= _evaluation(config, trainer, run, runner)
             with _writing(run, progress.iteration):
-                ranks.by_first(lambda: run.record(metrics, episodes))  # noqa: B023  # now
+                ranks.by_first(lambda: run.record(metrics, episodes, tokens))  # noqa: B023  # now
                 if progress.iteration % config.checkpoint_every == 0:
                     begun = time.perf_counter()
                     checkpoints.save(trainer.learner, progress)

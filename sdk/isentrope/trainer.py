@@ -47,6 +47,7 @@ from isentrope.learner.policy import Policy
 from isentrope.learner.probe import Probe
 from isentrope.learner.ranks import Ranks
 from isentrope.learner.rehearsal import rehearse
+from isentrope.learner.tokens import Columns, TokenLog
 from isentrope.looping import LoopThread, Runner
 from isentrope.models import LanguageModel
 from isentrope.parts import Statistics
@@ -227,8 +228,11 @@ class Trainer:
 
         return self._by_collector(collected)
 
-    def iterate(self, runner: Runner) -> tuple[Metrics, list[Episode]]:
-        """Run the next iteration; return what it came to, and its episodes."""
+    def iterate(self, runner: Runner) -> tuple[Metrics, list[Episode], Columns | None]:
+        """Run the next iteration; return what it came to, and its episodes.
+
+        On the first rank, where there were episodes to learn from, also what is kept of tokens.
+        """
         clock, progress, configured = Clock(), self.progress, self.config.algorithm
         iteration = progress.iteration
         seed_everything(derive(self.config.seed, "iteration", iteration))
@@ -261,10 +265,15 @@ class Trainer:
         )
         probe = Probe.take(self.learner, algorithm, learnt.trajectories, self.config.learner.probe)
         clock.lap("probe")
-        reports = self._learn(algorithm, learnt)
+        log = TokenLog.of(episodes, learnt.trajectories, good)
+        reports = self._learn(algorithm, learnt, log)
         clock.lap("learn")
         probed = {} if probe is None else probe.metrics(self.learner)
         clock.lap("probe")
+        tokens = self._tokens(
+            log, episodes, dict(zip(map(id, good), scores, strict=True)), learnt, probe
+        )
+        clock.lap("record")
         performance = performance_metrics(
             self.learner, clock, episodes, reports, collecting["performance/collect_seconds"]
         )
@@ -279,26 +288,30 @@ class Trainer:
         clock.lap("publish")
         progress.iteration += 1
         progress.idle = 0 if learnt_something or settling else progress.idle + 1
-        return {
-            "iteration": iteration,
-            "reward": statistics.reward,
-            "success": statistics.success,
-            "entropy": statistics.entropy,
-            "entropy_exact": statistics.exact_entropy,
-            "entropy_target": configured.target_entropy(statistics, "sampled"),
-            "entropy_exact_target": configured.target_entropy(statistics, "exact"),
-            **progress.state.knobs,
-            **rollout_metrics(episodes, good, scores, sampled_for),
-            **collecting,
-            **proved,
-            **learning_metrics(learnt, reports),
-            **probed,
-            "exact_softmax": self.learner.policy.exact_softmax,
-            "lr": rate,
-            **performance,
-            "loss_scale": self.learner.scale.value,
-            **clock.seconds,
-        }, episodes
+        return (
+            {
+                "iteration": iteration,
+                "reward": statistics.reward,
+                "success": statistics.success,
+                "entropy": statistics.entropy,
+                "entropy_exact": statistics.exact_entropy,
+                "entropy_target": configured.target_entropy(statistics, "sampled"),
+                "entropy_exact_target": configured.target_entropy(statistics, "exact"),
+                **progress.state.knobs,
+                **rollout_metrics(episodes, good, scores, sampled_for),
+                **collecting,
+                **proved,
+                **learning_metrics(learnt, reports),
+                **probed,
+                "exact_softmax": self.learner.policy.exact_softmax,
+                "lr": rate,
+                **performance,
+                "loss_scale": self.learner.scale.value,
+                **clock.seconds,
+            },
+            episodes,
+            tokens,
+        )
 
     def _requests(self, iteration: int) -> list[Request]:
         """G rollouts of each of the iteration's tasks; every epoch has an order of its own."""
@@ -346,7 +359,25 @@ class Trainer:
             success=float(np.mean([e.success for e in episodes])),
         )
 
-    def _learn(self, algorithm: Algorithm, experience: Experience) -> list[StepReport]:
+    def _tokens(
+        self,
+        log: TokenLog,
+        episodes: Sequence[Episode],
+        known: dict[int, TokenScores],
+        learnt: Experience,
+        probe: Probe | None,
+    ) -> Columns | None:
+        """Return what is kept of tokens; known: scores by the identity of their episode."""
+        seen = self.ranks.gather(log.seen)
+        if not self.ranks.first:
+            return None
+        if probe is not None:  # which knows their entropy, too
+            known |= {id(t.episode): t.old for t in probe.trajectories}
+        return log.columns(episodes, known, learnt.trajectories, seen, self.model.tokenizer)
+
+    def _learn(
+        self, algorithm: Algorithm, experience: Experience, log: TokenLog
+    ) -> list[StepReport]:
         trajectories = experience.trajectories
         collected = self.config.rollout.tasks * self.config.rollout.group
         size = min(algorithm.minibatch or collected, collected)
@@ -360,7 +391,11 @@ class Trainer:
                 minibatch = [trajectories[i] for i in order[start : start + size]]
                 reports.append(
                     self.learner.step(
-                        algorithm, minibatch, nominal_sequences=size, step=len(reports)
+                        algorithm,
+                        minibatch,
+                        nominal_sequences=size,
+                        step=len(reports),
+                        watch=log.see,
                     )
                 )
         self.learner.release()  # they need not wait for the next rollouts

@@ -21,7 +21,7 @@ import pytest
 
 import isentrope
 from isentrope.reporting import _charts, _configs, _figures, _series
-from isentrope.reporting._episodes import Highlights
+from isentrope.reporting._episodes import EpisodeFile
 from isentrope.reporting._history import History
 from isentrope.reporting._scale import SignedLog
 from isentrope.reporting._text import label, number, percent, visible
@@ -396,23 +396,6 @@ def test_a_long_run_stays_small(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- episodes and failures
 
 
-def test_the_best_the_worst_and_the_last_episodes_are_shown(tmp_path: Path) -> None:
-    episodes = [
-        episode(0, reward=9.0),
-        episode(1, reward=-3.0),
-        episode(2, reward=1.0),
-        episode(2, reward=2.0),
-        episode(2, task="other"),
-    ]
-    shown = Highlights.among(episodes).shown
-    assert [
-        ("Best of the run", 9.0),
-        ("Worst of the run", -3.0),
-        ("Last iteration", 1.0),
-        ("Last iteration", 0.5),
-    ] == [(s.why, s.record["reward"]) for s in shown]
-
-
 def test_failures_are_counted_by_kind_with_the_first_traceback(tmp_path: Path) -> None:
     def failed(error: str) -> dict[str, Any]:
         return episode(0, status="env_error", error=f"Traceback\n  File x\n{error}")
@@ -426,12 +409,38 @@ def test_failures_are_counted_by_kind_with_the_first_traceback(tmp_path: Path) -
     assert ("KeyError: 'a'" in text, "KeyError: 'b'" in text) == (True, False)
 
 
-def test_long_conversations_are_cut_and_say_so(tmp_path: Path) -> None:
-    long = episode(messages=[{"role": "user", "content": f"<{i}>" * 5000} for i in range(50)])
-    shown = page_of(write_run(tmp_path / "r", [iteration(0)], [long]))
-    assert "30 more messages" in shown.text
-    assert "more characters" in shown.text
-    assert len(shown.source) - 4_900_000 < 200_000
+def test_a_page_has_as_many_iterations_as_fit_spread_evenly_and_the_last(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", (), [episode(i) for i in range(9)])
+    file = EpisodeFile(isentrope.Run(run))
+    file.update()
+    whole = file.embedded()
+    assert {"index", *map(str, range(9))} == whole.keys()
+    room = sum(len(whole[name]) for name in "8042")
+    assert ["index", "8", "0", "4", "2"] == list(file.embedded(room))
+    assert ["index", "8"] == list(file.embedded(0))
+
+
+def test_episodes_are_read_as_far_as_they_are_written(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "r", (), [episode(0), episode(0), episode(1)])
+    file = EpisodeFile(isentrope.Run(run))
+    with (run / "episodes.jsonl").open("a") as lines:
+        file.update()
+        assert (3, [0, 1]) == (file.total, list(file.spans))
+        half = json.dumps(episode(2)) + "\n"
+        lines.write(half[:20])
+        lines.flush()
+        file.update()
+        assert 3 == file.total
+        lines.write(half[20:])
+        lines.flush()
+        file.update()
+    assert ([0, 0, 1, 2], [0, 0, 1, 2]) == (
+        file.columns["iteration"],
+        file.columns["task"],  # the different names, numbered
+    )
+    isentrope.Run(run).rewind(1)  # as a resumed run does
+    file.update()
+    assert (2, [0]) == (file.total, list(file.spans))
 
 
 # ---------------------------------------------------------------- hostile text, and the network
@@ -462,7 +471,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Page:
 def test_hostile_text_makes_no_elements_and_no_scripts(hostile: Page, page: Page) -> None:
     handlers = [name for _, attrs in hostile.tags for name in attrs if name.startswith("on")]
     assert [] == handlers
-    assert {tag for tag, _ in page.tags} >= {tag for tag, _ in hostile.tags} - {"pre", "article"}
+    failures = {"pre", "article"}
+    assert {tag for tag, _ in page.tags} >= {tag for tag, _ in hostile.tags} - failures
     ours = {text for attrs, text in page.scripts if "type" not in attrs}
     assert ours == {text for attrs, text in hostile.scripts if "type" not in attrs}
     assert "<script>alert(1)</script>" in hostile.text  # it is shown, as the text that it is
@@ -484,10 +494,11 @@ def test_names_in_charts_hold_no_tags_for_plotly_to_read(hostile: Page) -> None:
     assert "&lt;a href=&quot;" not in label("<a>")
 
 
-def test_the_policy_of_the_page_lets_in_its_own_two_scripts_and_nothing_else(page: Page) -> None:
+def test_the_policy_of_the_page_lets_in_its_own_scripts_and_nothing_else(page: Page) -> None:
     (policy,) = (a["content"] for t, a in page.tags if "http-equiv" in a)
     run = [text for attrs, text in page.scripts if "type" not in attrs]
     hashes = [base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in run]
+    assert 6 == len(run)  # plotly and our charts; preact, its hooks, htm, and our browser
     assert [f"sha256-{h}" for h in hashes] == re.findall(r"sha256-[\w+/=]+", str(policy))
     assert "default-src 'none'" in str(policy)
     assert "http" not in str(policy)
@@ -497,7 +508,9 @@ def test_the_policy_of_the_page_lets_in_its_own_two_scripts_and_nothing_else(pag
 def test_nothing_is_fetched(which: str, request: pytest.FixtureRequest) -> None:
     shown = request.getfixturevalue(which)
     loading = {"src", "href", "srcset", "action", "data", "poster", "background", "formaction"}
-    assert [] == [(t, a) for t, a in shown.tags if loading & a.keys()]
+    links = [(t, a) for t, a in shown.tags if loading & a.keys()]
+    assert {"#charts", "#browse"} <= {a["href"] for _, a in links}  # places of the page itself
+    assert all(t == "a" and str(a["href"]).startswith("#") for t, a in links)
     assert not {"link", "iframe", "img", "object", "embed", "base"} & {t for t, _ in shown.tags}
     (style,) = re.findall(r"<style>(.*?)</style>", shown.source, re.DOTALL)
     assert not re.search(r"url\(|@import", style)
@@ -755,11 +768,12 @@ def test_the_wheel_holds_templates_style_and_script(tmp_path: Path) -> None:
 
     root = Path(__file__).parents[2]
     path = next(WheelBuilder(str(root)).build(directory=str(tmp_path), versions=["standard"]))
-    assets = {p.name for p in (root / "sdk/isentrope/reporting/assets").iterdir()}
+    folder = root / "sdk/isentrope/reporting"
+    assets = {p.relative_to(folder) for p in (folder / "assets").rglob("*") if p.is_file()}
     with ZipFile(path) as wheel:
         names = set(wheel.namelist())
     assert assets
-    assert {f"isentrope/reporting/assets/{name}" for name in assets} <= names
+    assert {f"isentrope/reporting/{path}" for path in assets} <= names
 
 
 def test_a_history_reads_a_run_or_its_folder(tmp_path: Path) -> None:

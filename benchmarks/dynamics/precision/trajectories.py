@@ -45,7 +45,7 @@ def trajectory(seed: int, variant: str) -> Record:
         trainer.publish(runner)
         try:
             while len(history) < ITERATIONS:
-                metrics, _ = trainer.iterate(runner)
+                metrics, *_ = trainer.iterate(runner)
                 history.append({**metrics, "ratio/mean": learner.mean_ratio()})
         except TrainingError as error:  # the policy is none any more: that is a result
             stopped = str(error)

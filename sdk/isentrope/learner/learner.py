@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -141,11 +141,12 @@ class Learner:
         *,
         nominal_sequences: int,
         step: int,
+        watch: Callable[[Sequence[Trajectory], TokenBatch], None] | None = None,
     ) -> StepReport:
         """Take one optimizer step on a minibatch.
 
         nominal_sequences: episodes in a full minibatch. step: steps taken since the experience was
-        collected.
+        collected. watch: called with each of this rank's micro-batches, its gradient known.
         """
         whole = token_batch(minibatch, self.device, step)
         total_tokens = int(whole.mask.sum())
@@ -171,6 +172,8 @@ class Learner:
             self.flops += self.policy.flops(inputs) * (3 if self.config.lora is None else 2)
             (self.scale.value * loss).backward()
             tally.add_tokens(batch, loss)
+            if watch is not None:
+                watch(own, batch)
         self.scale.undo(self.policy.trainable())
         norm = _norm(clip_grad_norm_(self.policy.trainable(), self.config.max_grad_norm))
         finite = math.isfinite(norm)

@@ -90,6 +90,15 @@ def of_run(run: History) -> list[Chart]:
                _of(run, {"turns_per_episode": "turns"}), from_zero=True),
         _chart("Engine against learner", "difference of their log-probs of the same tokens; "
                "zero is not drawn", "|difference| (nats)", _of(run, _MISMATCH), scale="log"),
+        *(_chart(f"Engine against learner, by {name}", "mean difference of their log-probs, of "
+                 f"tokens whose {name} is in a bin; zero is not drawn", "|difference| (nats)",
+                 _binned(run, f"mismatch_{name}/", unit), scale="log")
+          for name, unit in _BINNED.items()),
+        _chart("Engine against what it was sent", "a proof of every update: difference of log-"
+               "probs of the same tokens, on the worst of the engine's servers",
+               "|difference| (nats)", _of(run, _PROOF), scale="log"),
+        _chart("Staleness", "updates since the policy that sampled a token", "updates",
+               _of(run, _STALENESS) if any(run.values("staleness_max")) else [], from_zero=True),
         _stack("Left out", "groups and episodes that were not learnt from", "count",
                _of(run, {key: key.replace("_", " ") for key in _LEFT_OUT})),
         _stack("Failures", "episodes whose environment, grader or engine failed, retries too; they "
@@ -141,6 +150,9 @@ _SPREAD = {
 }
 _RATIOS = {"ratio/p99": "99th percentile", "ratio/p50": "median", "ratio/p01": "1st percentile"}
 _ROUNDING = {"rounding/bf16_clip_changed": "bfloat16", "rounding/fp16_clip_changed": "float16"}
+_BINNED = {"position": "", "entropy": " nats", "surprise": " nats"}
+_PROOF = {"proof_mean": "mean", "proof_max": "maximum"}
+_STALENESS = {"staleness_mean": "mean", "staleness_max": "maximum"}
 _MISMATCH = {"mismatch_mean": "mean", "mismatch_p99": "99th percentile", "mismatch_max": "maximum"}
 
 
@@ -296,6 +308,12 @@ def _of(run: History, names: dict[str, str]) -> list[Line]:
 def _under(run: History, prefix: str) -> list[Line]:
     names = {key: key.removeprefix(prefix).replace("_", " ") for key in run.starting_with(prefix)}
     return _of(run, names)
+
+
+def _binned(run: History, prefix: str, unit: str) -> list[Line]:
+    """Return the series of bins, named by where each begins, lowest first."""
+    keys = sorted(run.starting_with(prefix), key=lambda key: float(key.removeprefix(prefix)))
+    return _of(run, {key: f"from {key.removeprefix(prefix)}{unit}" for key in keys})
 
 
 def _chart(

@@ -15,7 +15,7 @@ from isentrope.evaluation.result import Evaluation
 from isentrope.reporting import _configs, _figures
 from isentrope.reporting._charts import Chart
 from isentrope.reporting._figures import Axis, Curve, Line
-from isentrope.reporting._page import render, swatch
+from isentrope.reporting._page import CHARTS, render, swatch
 from isentrope.reporting._text import number
 
 _CURVES = (
@@ -61,8 +61,10 @@ def page_of(evaluations: Sequence[Evaluation]) -> str:
     first, others = evaluations[0], evaluations[1:]
     rows = _rows(evaluations)
     compared = [other.against(first) for other in others]
+    charts = _charts(names, evaluations)
     return render(
         "evaluation.html.j2",
+        CHARTS if charts else (),
         title=" against ".join(names) if len(names) < 3 else f"{len(names)} evaluations",
         where=f"{first.env} / {first.split}",
         rows=rows,
@@ -81,7 +83,7 @@ def page_of(evaluations: Sequence[Evaluation]) -> str:
             for style, (name, found) in enumerate(zip(names[1:], compared, strict=True))
         ],
         base=names[0],
-        charts=_charts(names, evaluations),
+        charts=charts,
         legend="Bands are 95 % confidence intervals, clustered by task.",
         places="k",
         differences=_configs.differences([_about(one) for one in evaluations]),

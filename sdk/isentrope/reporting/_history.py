@@ -53,17 +53,19 @@ class History:
     @cached_property
     def keys(self) -> tuple[str, ...]:
         """Every key that was measured in some iteration, in the order of appearance."""
-        seen = {k: None for m in self.metrics for k, v in m.items() if _number(v) is not None}
+        seen = {
+            k: None for m in self.metrics for k, v in m.items() if number_or_none(v) is not None
+        }
         return tuple(seen)
 
     def values(self, key: str) -> list[float | None]:
         """Return a metric of every iteration, None where it is missing or null."""
-        return [_number(m.get(key)) for m in self.metrics]
+        return [number_or_none(m.get(key)) for m in self.metrics]
 
     def points(self, key: str) -> tuple[list[int], list[float | None]]:
         """Return the iterations that have a metric, and its values; a null is a gap."""
         rows = [(i, m[key]) for i, m in zip(self.iterations, self.metrics, strict=True) if key in m]
-        return [i for i, _ in rows], [_number(v) for _, v in rows]
+        return [i for i, _ in rows], [number_or_none(v) for _, v in rows]
 
     def ends(self, key: str) -> tuple[float | None, float | None]:
         """Return a metric's mean over the first iterations and over the last (`span`)."""
@@ -96,7 +98,7 @@ class History:
     @property
     def wanted(self) -> int:
         """How many iterations were configured; 0 where the configuration does not say."""
-        return int(_number(self.config.get("iterations")) or 0)
+        return int(number_or_none(self.config.get("iterations")) or 0)
 
     @property
     def stopped(self) -> str | None:
@@ -120,10 +122,16 @@ def read_records(path: Path) -> Iterator[Record]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for count, line in enumerate(file, start=1):
             if line.endswith("\n"):
-                yield _record(line, f"{path}, line {count}")
+                yield parse_record(line, f"{path}, line {count}")
 
 
-def _record(line: str, place: str) -> Record:
+def parse_record(line: str, place: str) -> Record:
+    """Return a line's JSON object.
+
+    place: where it is, for the message.
+
+    Raises `ConfigError` where it is none.
+    """
     try:
         record = json.loads(line)
     except ValueError as error:
@@ -133,7 +141,7 @@ def _record(line: str, place: str) -> Record:
     return record
 
 
-def _number(value: object) -> float | None:
+def number_or_none(value: object) -> float | None:
     """Return a finite number; None for all else that may stand in a metrics file."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None

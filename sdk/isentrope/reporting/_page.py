@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,13 +19,29 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def render(template: str, **values: Any) -> str:
-    scripts = {"plotly": _plotly(), "charts": _asset("charts.js")}
-    hashes = " ".join(f"'sha256-{_digest(text)}'" for text in scripts.values())
+CHARTS = ("plotly", "charts.js")
+BROWSER = ("vendor/preact.js", "vendor/preact-hooks.js", "vendor/htm.js", "episodes.js")
+LIVE = ("live.js",)
+
+
+def render(template: str, scripts: Iterable[str], *, live: str | None = None, **values: Any) -> str:
+    """Fill a template.
+
+    scripts: assets that the page runs. live: not None where the page may ask its server.
+    """
+    texts = [_plotly() if name == "plotly" else _asset(name) for name in scripts]
+    hashes = " ".join(f"'sha256-{_digest(text)}'" for text in texts) or "'none'"
     return (
         _templates()
         .get_template(template)
-        .render(style=_asset("page.css"), scripts=scripts, hashes=hashes, palette=PALETTE, **values)
+        .render(
+            style=_asset("page.css"),
+            scripts=texts,
+            hashes=hashes,
+            palette=PALETTE,
+            live=live,
+            **values,
+        )
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from attrs import evolve, frozen
@@ -11,10 +11,10 @@ from attrs import evolve, frozen
 from isentrope.errors import ConfigError
 from isentrope.evaluation.result import Evaluation
 from isentrope.reporting import _charts, _configs
-from isentrope.reporting._episodes import Highlights
+from isentrope.reporting._episodes import EpisodeFile, as_text
 from isentrope.reporting._evaluations import as_evaluation, page_of
 from isentrope.reporting._history import History
-from isentrope.reporting._page import render, swatch, write
+from isentrope.reporting._page import BROWSER, CHARTS, LIVE, render, swatch, write
 from isentrope.reporting._series import change
 from isentrope.reporting._text import counted, number, percent
 from isentrope.runs import Run
@@ -48,7 +48,9 @@ def report(of: Run | Evaluation | str | Path, out: str | Path | None = None) -> 
     assert not isinstance(of, Evaluation)  # it would have been one
     history = History.read(of)
     place = history.path / "report.html" if out is None else Path(out)
-    return write(place, _page_of_run(history))
+    episodes = EpisodeFile(Run(history.path))
+    episodes.update()
+    return write(place, page_of_run(history, episodes, episodes.embedded()))
 
 
 def compare(*of: Run | Evaluation | str | Path, out: str | Path | None = None) -> Path:
@@ -72,9 +74,29 @@ def compare(*of: Run | Evaluation | str | Path, out: str | Path | None = None) -
     return write(place, page_of(evaluations))
 
 
-def _page_of_run(history: History) -> str:
+def page_of_run(
+    history: History,
+    episodes: EpisodeFile,
+    chunks: Mapping[str, bytes],
+    *,
+    live: str | None = None,
+    scripts: bool = True,
+) -> str:
+    """Return the page of a run.
+
+    chunks: of the episodes, by name, to be part of it. live: it asks its server for them, and for
+    what is new when this stamp is no longer the server's. scripts: False for what another page
+    takes over, which has them.
+    """
+    charts = _charts.of_run(history)
+    run = [
+        *(CHARTS if charts or live else ()),
+        *(BROWSER if chunks or live else ()),
+        *(LIVE if live else ()),
+    ]
     return render(
         "report.html.j2",
+        run if scripts else (),
         title=history.name,
         run=history,
         state=_state(history),
@@ -84,15 +106,19 @@ def _page_of_run(history: History) -> str:
         learning=_configs.learning_in_words(history.config),
         verdict=_charts.entropy_in_words(history) if history.metrics else "",
         ends=_ends(history),
-        charts=_charts.of_run(history),
-        highlights=Highlights.of(history.path),
+        charts=charts,
+        episodes=episodes,
+        chunks=[(name, as_text(data)) for name, data in chunks.items()],
         settings=list(_configs.flatten(history.config)),
+        live=live,
     )
 
 
 def _page_of_runs(histories: Sequence[History]) -> str:
+    charts = _charts.of_runs(histories)
     return render(
         "compare.html.j2",
+        CHARTS if charts else (),
         title=" against ".join(run.name for run in histories),
         runs=histories,
         states=[_state(run) for run in histories],
@@ -100,7 +126,7 @@ def _page_of_runs(histories: Sequence[History]) -> str:
         ends=[_ends(run) for run in histories],
         evaluated=[number(_last(run, "eval/success")) for run in histories],
         differences=_configs.differences([run.config for run in histories]),
-        charts=_charts.of_runs(histories),
+        charts=charts,
     )
 
 

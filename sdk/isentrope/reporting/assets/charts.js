@@ -14,16 +14,37 @@ function themed(value) {
   return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, themed(inner)]));
 }
 
-function draw() {
-  for (const place of document.querySelectorAll("[data-figure]")) {
-    const { data, layout } = themed(read(place.dataset.figure));
-    layout.dragmode = touch ? false : "zoom"; // a finger must still scroll the page
-    if (narrow.matches) {
-      layout.font.size = layout.xaxis.title.font.size = layout.yaxis.title.font.size = 11;
-    }
-    Plotly.react(place, data, layout, config);
+function draw(place) {
+  const { data, layout } = themed(read(place.dataset.figure));
+  layout.uirevision = place.dataset.figure; // what the reader zoomed and hid stays
+  layout.dragmode = touch ? false : "zoom"; // a finger must still scroll the page
+  if (narrow.matches) {
+    layout.font.size = layout.xaxis.title.font.size = layout.yaxis.title.font.size = 11;
+  }
+  const fresh = !place.classList.contains("js-plotly-plot");
+  Plotly.react(place, data, layout, config);
+  if (fresh) {
+    place.on("plotly_click", ({ points }) =>
+      document.dispatchEvent(new CustomEvent("iteration", { detail: points[0].x })));
   }
 }
 
-dark.addEventListener("change", draw);
-draw();
+// A chart is drawn when it comes near the screen: a page of thirty opens at once.
+const seen = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (isIntersecting) {
+      seen.unobserve(target);
+      draw(target);
+    }
+  }
+}, { rootMargin: "600px" });
+
+function watch(place) {
+  if (place.classList.contains("js-plotly-plot")) draw(place);
+  else seen.observe(place);
+}
+
+const all = (function_) => document.querySelectorAll("[data-figure]").forEach(function_);
+dark.addEventListener("change", () => all(watch));
+addEventListener("beforeprint", () => all(draw));
+all(watch);
