@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 import torch
@@ -170,8 +171,15 @@ def test_a_run_goes_on_with_more_ranks_and_with_fewer(tmp_path: Path, config: Pa
         train(size, tmp_path, "--resume", copy, "--set", "iterations=4")
         episodes = [e for e in Run(copy).episodes if e["iteration"] == 3]
         assert episodes
-        nexts.append(episodes)
-    assert nexts[0] == nexts[1]
+        kept = Run(copy).tokens(3)
+        assert kept is not None
+        assert Run(copy).metrics[3]["episodes_learnt"] == (kept["step"] >= 0).sum()  # on any rank
+        nexts.append((episodes, kept))
+    (alone, one), (together, four) = nexts
+    assert alone == together
+    assert one.keys() == four.keys()
+    for name in one:
+        np.testing.assert_allclose(one[name], four[name], rtol=0.1, atol=0.1)  # bfloat16
 
 
 @pytest.mark.slow
@@ -188,6 +196,8 @@ def test_a_run_on_two_ranks_that_is_killed_goes_on_to_the_bit(tmp_path: Path, co
     assert lasting(Run(whole)) == lasting(Run(parts))
     for name in ("policy/model.safetensors", "policy/adapter/adapter_model.safetensors"):
         assert (whole / name).read_bytes() == (parts / name).read_bytes()
+    for file in (whole / "tokens").iterdir():
+        assert file.read_bytes() == (parts / "tokens" / file.name).read_bytes()
 
 
 def fail(tmp_path: Path, *arguments: object, start: tuple[str, ...] = TRAIN, **only: str) -> str:

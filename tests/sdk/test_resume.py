@@ -37,7 +37,8 @@ TINY = {
 def left_behind(run: Run) -> tuple[object, ...]:
     """All that a run comes to, apart from the clock's readings."""
     policies = [(p / "model.safetensors").read_bytes() for p in (run.policy, run.best)]
-    return lasting(run), run.episodes, policies
+    tokens = {path.name: path.read_bytes() for path in (run.path / "tokens").iterdir()}
+    return lasting(run), run.episodes, tokens, policies
 
 
 def lasting(run: Run) -> list[dict[str, object]]:

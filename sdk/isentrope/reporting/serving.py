@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
+from typing import Any
 from urllib.parse import urlsplit
 
 from attrs import define, field
@@ -39,7 +41,7 @@ def view(
         run = shown
 
     try:
-        server = ThreadingHTTPServer((_HERE, port), Handler)
+        server = _Server((_HERE, port), Handler)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"Port {port} cannot be served on: {error}.") from error
     with server:
@@ -49,6 +51,14 @@ def view(
             server.serve_forever()
         except KeyboardInterrupt:
             return
+
+
+class _Server(ThreadingHTTPServer):
+    """One that keeps quiet where a browser has gone away."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 @define

@@ -1,6 +1,6 @@
 "use strict";
 // The episode browser: a list of all episodes, and the tokens of the chosen ones. What episodes say
-// goes into text nodes only. Needs preact, preactHooks and htm; and visible() and pages' data.
+// goes into text nodes only. Needs preact, preactHooks and htm.
 (() => {
   const { h, render } = preact;
   const { useEffect, useLayoutEffect, useMemo, useRef, useState } = preactHooks;
@@ -268,7 +268,6 @@
           ? `policy, ${counted(run.texts.length, "token")}`
           : run.turn ? "environment" : "prompt"}${run.segment ? `, segment ${run.segment + 1}` : ""}`;
         text.className = "stream";
-        text.dir = "auto";
         if (run.sampled) text.append(...run.texts.map((piece, k) => spanOf(piece, run.at + k)));
         else text.textContent = run.texts.join("");
         block.append(head, text);
@@ -325,7 +324,7 @@
     return (Array.isArray(messages) ? messages : []).map((message) => {
       const of = message && typeof message === "object" ? message : { content: message };
       return html`<div class="run"><p class="role text">${visible(of.role ?? "message")}</p>
-        <div class="stream" dir="auto">${visible(of.content ?? "")}</div></div>`;
+        <div class="stream">${visible(of.content ?? "")}</div></div>`;
     });
   }
 
@@ -421,7 +420,8 @@
       (filter.iteration === "" || e.iteration === +filter.iteration)
       && (filter.status === "" || e.status === filter.status)
       && (filter.success === "" || e.success === +filter.success)
-      && (low === -Infinity || e.reward >= low) && (high === Infinity || e.reward <= high)
+      && (low === -Infinity || (e.reward ?? NaN) >= low)
+      && (high === Infinity || (e.reward ?? NaN) <= high)
       && (task === "" || e.task.toLowerCase().includes(task)));
     return found.sort(ORDERS[filter.order][1]);
   }
@@ -534,16 +534,22 @@
         <${List} found=${found} chosen=${episode} choose=${setChosen} />
         ${episode ? html`<${Detail} episode=${episode} episodes=${episodes} asked=${by} setBy=${setBy}
             group=${group} setGroup=${setGroup} choose=${setChosen} />`
-          : html`<p>No episode is like that.</p>`}
+          : html`<p>${episodes.length ? "No episode is like that." : "No episodes yet."}</p>`}
       </div>`;
   }
+
+  let known = 0; // episodes
 
   async function show() {
     const index = asJson(await read("chunk-index"));
     const episodes = episodesOf(index);
+    if (episodes.length < known) chunks.clear(); // a resumed run forgot some
+    else chunks.delete(episodes[known - 1]?.iteration); // it may have grown
+    known = episodes.length;
     render(html`<${Browser} episodes=${episodes} statuses=${index.names.status} />`, place);
   }
 
-  document.addEventListener("renewed", () => { chunks.clear(); show(); });
-  show().catch((error) => { place.textContent = `The episodes cannot be read: ${error}`; });
+  const failed = (error) => { place.textContent = `The episodes cannot be read: ${error}`; };
+  document.addEventListener("renewed", () => show().catch(failed));
+  show().catch(failed);
 })();
