@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import defaultdict
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 from zipfile import ZipFile
 
 import pytest
@@ -642,7 +644,26 @@ def test_the_command_line_makes_both_pages(two, tmp_path: Path) -> None:
     assert {"Entropy", "Reward"} <= set(Page(tmp_path / "both.html").figures)
 
 
-@pytest.mark.parametrize("arguments", [("report", "."), ("compare", ".", ".")])
+@pytest.mark.slow
+def test_view_serves_the_page_until_ctrl_c(tmp_path: Path) -> None:
+    write_run(tmp_path / "r", [iteration(0)], [episode(0)])
+    viewing = subprocess.Popen(
+        [sys.executable, "-um", "isentrope", "view", "r"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert viewing.stdout is not None
+    address = viewing.stdout.readline().split()[1]
+    with urlopen(address) as answer:
+        assert b"1 of 60 iterations" in answer.read()
+    taken = command("view", "r", "--port", address.strip("/").split(":")[-1], cwd=tmp_path)
+    assert (2, "") == (taken.returncode, taken.stdout)
+    assert "cannot be served on: Address already in use" in " ".join(taken.stderr.split())
+    viewing.send_signal(signal.SIGINT)
+    assert ("", "") == viewing.communicate(timeout=60)
+    assert 0 == viewing.returncode
+
+
+@pytest.mark.parametrize("arguments", [("report", "."), ("view", "."), ("compare", ".", ".")])
 def test_a_folder_that_is_no_run_is_one_sentence(arguments, tmp_path: Path) -> None:
     done = command(*arguments, cwd=tmp_path)
     assert (2, 1) == (done.returncode, len(done.stderr.strip().splitlines()))

@@ -43,7 +43,8 @@ def view(
     try:
         server = _Server((_HERE, port), Handler)
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"Port {port} cannot be served on: {error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"Port {port} cannot be served on: {reason}.") from error
     with server:
         address = f"http://{_HERE}:{server.server_port}/"
         (tell or print)(address)
