@@ -232,11 +232,13 @@ def test_somebody_else_at_the_url_is_a_sentence(model: Any, answer: bytes) -> No
         async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n")
-            writer.write(b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(answer), answer))
+            writer.write(
+                b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(answer), answer)
+            )
             writer.close()
 
         async with await asyncio.start_server(speak, "127.0.0.1", 0) as server:
-            url = "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             engine = component("engine", "vllm", urls=[url]).build(model, USE)
             with pytest.raises(EngineError, match=f"{url} is no vLLM server"):
                 await engine.generate(PROMPT, SAMPLING)
@@ -647,8 +649,9 @@ def test_a_server_of_ours_that_hangs_for_good_is_no_server_left(
     async def work(engine: Fleet) -> None:
         await draw(engine)
         process = subprocess.Popen(["head", "-c", "4"], stdin=subprocess.PIPE)
-        held = Server(ServerOptions(model="m"), process, socket.create_server(HERE), tmp_path / "log")
-        engine._own[engine._remotes[0]] = Own(held, starts=fleet.STARTS)
+        port = socket.create_server(HERE)
+        hung = Server(ServerOptions(model="m"), process, port, tmp_path / "log")
+        engine._own[engine._remotes[0]] = Own(hung, starts=fleet.STARTS)
         server.stop()
         with pytest.raises(EngineError, match="No vLLM server is left"):
             await draw(engine)
