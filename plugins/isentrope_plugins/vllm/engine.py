@@ -62,6 +62,8 @@ class VllmEngine:
         """Check what goes together."""
         if self.urls and self.flags:
             raise ConfigError("engine.flags are for servers that the run starts: leave out urls.")
+        if len(set(self.urls)) < len(self.urls):
+            raise ConfigError("engine.urls names a server twice.")
         for url in self.urls:
             if not url.startswith(("http://", "https://")):
                 raise ConfigError(f"engine.urls must be like http://127.0.0.1:8000; got {url!r}.")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shutil
+import sys
 import tempfile
 import uuid
 from collections import Counter, OrderedDict
@@ -25,8 +27,9 @@ from isentrope import (
     Sampling,
     WeightsRef,
 )
+from isentrope_plugins.vllm.place import Place
 from isentrope_plugins.vllm.remote import About, LostError, Remote, RestartedError
-from isentrope_plugins.vllm.server import Server, ServerOptions
+from isentrope_plugins.vllm.server import Server, ServerOptions, share_gpus
 
 if TYPE_CHECKING:
     from isentrope_plugins.vllm.engine import VllmEngine
@@ -41,6 +44,10 @@ PAUSE = 2.0
 """Seconds between two looks at a lost server."""
 COLDEST = 0.01
 """The lowest temperature that vLLM samples at."""
+KEPT = 2.0
+"""Seconds that an idle connection is kept: less than a server keeps it, which is 5 for vLLM's."""
+FILES = 65_536
+"""Open files that a run may want: a request in flight is one."""
 HOMES = 100_000
 """Conversations whose server is remembered."""
 _TEXT = "Two words, 3 digits: 456 é\n"
@@ -62,6 +69,8 @@ class Own:
 
     server: Server
     starts: int = 1
+    starting: bool = False
+    """Whether it is being started again."""
 
     @property
     def ended(self) -> str | None:
@@ -83,7 +92,7 @@ class Fleet:
     def __init__(self, config: VllmEngine, model: LanguageModel, use: EngineUse) -> None:
         self._config, self._model, self._use = config, model, use
         self._dtype = config.dtype or use.dtype
-        self._run = uuid.uuid4().hex[:8]  # servers may have known other runs
+        self._prefix = f"isentrope-{uuid.uuid4().hex[:8]}"  # servers may have known other runs
         self._current = Published(0, None, None)
         self._older: list[Published] = []
         self._remotes: list[Remote] = []
@@ -192,26 +201,33 @@ class Fleet:
             raise EngineError("vLLM servers are sent adapters, not whole weights: train LoRA.")
         self._check_adapter(adapter)
         await self._opened()
+        await self._delete_outdated()
         if any(remote.lost for remote in self._remotes):
             self._revive()
             assert self._reviving is not None
             await asyncio.wait([self._reviving], timeout=PAUSE)
         published = await self._written(weights.version, adapter)
-        assert published.name is not None
-        loaded = await asyncio.gather(
-            *(self._load(remote, published) for remote in self._in_use()), return_exceptions=True
-        )
-        if refusals := [error for error in loaded if isinstance(error, EngineError)]:
+        try:
+            while behind := await self._without(published):
+                loaded = (self._load(remote, published) for remote in behind)
+                for refusal in await asyncio.gather(*loaded, return_exceptions=True):
+                    if isinstance(refusal, EngineError):
+                        raise refusal
+        except EngineError:
             await self._forget(published)
-            raise refusals[0]
-        if not self._in_use():
-            raise EngineError(self._nothing_left())
+            raise
+        # Nothing is awaited from here on: who gets this version must know that it is the newest.
         self._older.append(self._current)
         self._current = published
         self._counts["publications"] += 1
         for remote in self._in_use():
             self._unload_unused(remote)
-        await self._delete_outdated()
+
+    async def _without(self, published: Published) -> list[Remote]:
+        """Return servers in use that lack an adapter: some may have come back meanwhile."""
+        while not self._in_use():
+            await self._wait_for_any()
+        return [remote for remote in self._in_use() if published.name not in remote.adapters]
 
     def _check_adapter(self, adapter: Adapter) -> None:
         """Refuse adapters of layers that the model does not have, which vLLM would pass over."""
@@ -226,7 +242,7 @@ class Fleet:
 
     async def _written(self, version: int, adapter: Adapter) -> Published:
         """Write an adapter where servers find it: whole, or not at all."""
-        name = f"isentrope-{self._run}-v{version}-{self._counts['written']}"
+        name = f"{self._prefix}-v{version}-{self._counts['written']}"
         self._counts["written"] += 1
 
         def write() -> Path:
@@ -246,7 +262,7 @@ class Fleet:
             if self._config.adapters is None:
                 self._folder = Path(tempfile.mkdtemp(prefix="isentrope-adapters-"))
             else:
-                self._folder = self._config.adapters.absolute() / f"isentrope-{self._run}"
+                self._folder = self._config.adapters.absolute() / self._prefix
                 self._folder.mkdir(parents=True)
         return self._folder
 
@@ -278,9 +294,9 @@ class Fleet:
             self._counts["unloads_refused"] += 1
 
     async def _delete_outdated(self) -> None:
-        """Delete files of adapters that no server has had since the publication before."""
+        """Delete files of older adapters that no server has any more."""
         used = {name for remote in self._remotes for name in remote.adapters}
-        for published in self._older[:-1]:
+        for published in list(self._older):
             if published.name not in used:
                 await self._forget(published)
                 self._older.remove(published)
@@ -300,18 +316,22 @@ class Fleet:
         await asyncio.shield(self._opening)
 
     async def _open(self) -> None:
-        # No limit on connections: servers queue better than a client does.
+        # No limit on connections: servers queue better than a client does. None is kept for long:
+        # while the learner works, nobody may be there to see that a server has closed it.
+        _raise_limit_on_files()
         key = os.environ.get("VLLM_API_KEY")  # which servers of ours have, too
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT),
             headers={"Authorization": f"Bearer {key}"} if key else {},
         )
         urls = self._config.urls
         owned: dict[str, Server] = {}
         if not urls:
             options = await asyncio.to_thread(self._options)
-            started = [Server.start(options) for _ in range(self._config.servers)]
+            started = [Server.start(each) for each in options]
             owned = {server.url: server for server in started}
+            for server in started:  # which takes half a minute, or ten
+                print(f"{server.url} starts; its log: {server.log}", file=sys.stderr, flush=True)
             try:
                 await asyncio.gather(*(asyncio.to_thread(s.wait_ready) for s in started))
             except BaseException:
@@ -328,27 +348,37 @@ class Fleet:
             except LostError as error:
                 raise EngineError(f"No vLLM server answers at {remote.url}: {error}.") from error
 
-    def _options(self) -> ServerOptions:
-        """Return what a server of ours is started with; it blocks where a model must be written."""
+    def _options(self) -> list[ServerOptions]:
+        """Return what servers of ours are started with; it blocks where a model must be written."""
         path = self._model.path
         if path is None:
             folder = self._adapters_folder() / "model"
             self._model.save(folder)
             path = str(folder)
         rank = self._use.rank
-        return ServerOptions(
-            model=path,
-            dtype=self._dtype,
-            context=self._use.context,
-            max_loras=0 if rank is None else self._use.staleness + 2,
-            max_lora_rank=rank or 1,
-            flags=self._config.flags + ("--enable-sleep-mode",) * self._config.sleep,
-        )
+        servers = self._config.servers
+        on_gpus = Place.default().device == "gpu"
+        return [
+            ServerOptions(
+                model=path,
+                dtype=self._dtype,
+                context=self._use.context,
+                max_loras=0 if rank is None else self._use.staleness + 2,
+                max_lora_rank=rank or 1,
+                gpus=gpus,
+                flags=self._config.flags + ("--enable-sleep-mode",) * self._config.sleep,
+            )
+            for gpus in (share_gpus(servers) if on_gpus else [()] * servers)
+        ]
 
     async def _ask(self, remote: Remote) -> None:
         """Have a server say what it is, and refuse what would not do."""
         about = remote.about = await remote.ask()
+        # One that was only slow, or cut off, still has what it was sent, and refuses it twice.
+        remote.adapters = {name for name in about.adapters if name.startswith(self._prefix)}
         self._check_server(remote.url, about)
+        if self._config.sleep:  # a run that was killed may have left it asleep
+            await remote.post("/wake_up")
         if (tokenizer := self._model.tokenizer) is not None:
             ours = tokenizer.encode(_TEXT, add_special_tokens=False)
             if ours != await remote.tokenize(_TEXT):
@@ -417,13 +447,14 @@ class Fleet:
         """Take a server back if it is well again; start one of ours anew if it has ended."""
         own = self._own.get(remote)
         try:
-            if own is not None and not (own.server.alive and await remote.healthy()):
-                if not self._may_start(remote, own):
+            if not await remote.healthy():  # nor alive, if it is ours
+                if own is None or not self._may_start(remote, own):
                     return
                 own.starts += 1
+                own.starting = True
                 self._counts["servers_restarted"] += 1
                 await asyncio.to_thread(own.server.stop)
-                own.server = await asyncio.to_thread(Server.start, own.server.options)
+                own.server = Server.start(own.server.options)  # a thread would outlive `close`
                 remote.url = own.server.url
                 await asyncio.to_thread(own.server.wait_ready)
             await self._ask(remote)
@@ -435,6 +466,9 @@ class Fleet:
                     remote.lost = None
         except (LostError, EngineError, ConfigError) as error:
             remote.lost = str(error)
+        finally:
+            if own is not None:
+                own.starting = False
 
     async def _wait_for_any(self) -> None:
         """Wait until a server is back.
@@ -444,16 +478,19 @@ class Fleet:
         if self._closed is not None:
             raise EngineError(self._closed)
         self._revive()
-        end = asyncio.get_running_loop().time() + PATIENCE * (not self._own)
+        end = asyncio.get_running_loop().time() + PATIENCE
         while not self._in_use():
-            starting = any(
-                own.server.alive or self._may_start(remote, own)
-                for remote, own in self._own.items()
-            )
-            if asyncio.get_running_loop().time() > end and not starting:
-                self._closed = self._nothing_left()
+            late = asyncio.get_running_loop().time() > end
+            if not any(self._may_come_back(remote, late) for remote in self._remotes):
+                self._closed = self._closed or self._nothing_left()
                 raise EngineError(self._closed)
             await asyncio.sleep(0.1)
+
+    def _may_come_back(self, remote: Remote, late: bool) -> bool:
+        own = self._own.get(remote)
+        if own is None:
+            return not late
+        return own.starting or (not late and (own.server.alive or self._may_start(remote, own)))
 
     @staticmethod
     def _may_start(remote: Remote, own: Own) -> bool:
@@ -521,3 +558,11 @@ class Fleet:
         task = asyncio.create_task(work)
         self._tidying.add(task)
         task.add_done_callback(self._tidying.discard)
+
+
+def _raise_limit_on_files() -> None:
+    """Let this process have as many connections as it may: shells give 1024 at first."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

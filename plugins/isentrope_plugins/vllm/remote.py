@@ -53,6 +53,8 @@ class About:
     max_loras: int
     """Adapters in use at the same time; 0: it takes none."""
     max_lora_rank: int
+    adapters: tuple[str, ...]
+    """Names of those that it has now, whoever sent them."""
 
 
 @frozen
@@ -98,7 +100,8 @@ class Remote:
                 "as `isentrope vllm serve` does."
             ) from error
         try:
-            base = next(one for one in models["data"] if one.get("parent") is None)
+            listed = models["data"]
+            base = next(one for one in listed if one.get("parent") is None)
             config = info["vllm_config"]
             lora = config.get("lora_config") or {}
             return About(
@@ -109,8 +112,9 @@ class Remote:
                 logprobs_mode=config["model_config"]["logprobs_mode"],
                 max_loras=int(lora.get("max_loras", 0)),
                 max_lora_rank=int(lora.get("max_lora_rank", 0)),
+                adapters=tuple(one["id"] for one in listed if one is not base),
             )
-        except (KeyError, TypeError, ValueError, StopIteration) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, StopIteration) as error:
             raise EngineError(f"{self.url} is no vLLM server that Isentrope knows.") from error
 
     async def tokenize(self, text: str) -> list[int]:
@@ -223,7 +227,7 @@ class Remote:
             async with self.session.request(
                 method, self.url + path, json=body, timeout=limit
             ) as response:
-                text = await response.text()
+                text = await response.text(errors="replace")
                 status = response.status
         except TimeoutError as error:
             raise HungError(f"no answer to {path} within {seconds:g} s") from error

@@ -39,6 +39,8 @@ class Scripted:
         self.refuses_adapters = False
         self.seconds = 0.0
         """A completion takes."""
+        self.kept = 5.0
+        """Seconds that it keeps an idle connection."""
 
     @property
     def url(self) -> str:
@@ -80,7 +82,9 @@ class Scripted:
             ]
         )
         # As uvicorn does: a request ends when its client has gone.
-        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.0)
+        runner = web.AppRunner(
+            app, handler_cancellation=True, shutdown_timeout=0.0, keepalive_timeout=self.kept
+        )
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port)
         await site.start()
@@ -116,7 +120,9 @@ class Scripted:
         if self.refuses_adapters or not (path / "adapter_model.safetensors").is_file():
             error = {"message": f"Loading lora {name} failed: No adapter found for {path}"}
             return web.json_response({"error": error}, status=404)
-        assert name not in self.adapters
+        if name in self.adapters:
+            error = {"message": f"The lora adapter '{name}' has already been loaded."}
+            return web.json_response({"error": error}, status=400)
         assert str(path) not in self.adapters.values()
         self.adapters[name] = str(path)
         self.calls["load"] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
@@ -25,11 +26,13 @@ from isentrope import (
     component,
 )
 from isentrope_plugins.vllm import fleet
-from isentrope_plugins.vllm.fleet import Fleet
+from isentrope_plugins.vllm.fleet import Fleet, Own
+from isentrope_plugins.vllm.server import Server, ServerOptions
 from tests.plugins.vllm.scripted import Scripted
 
 SAMPLING = Sampling(max_tokens=4)
 PROMPT = (1, 2, 3)
+HERE = ("127.0.0.1", 0)
 USE = EngineUse(context=256, rank=4)
 
 
@@ -160,6 +163,7 @@ def test_urls_may_be_written_as_clients_of_openai_write_them() -> None:
     [
         ({"urls": ["127.0.0.1:8000"]}, "must be like http://"),
         ({"urls": ["http://a:1"], "flags": ["--x"]}, "leave out urls"),
+        ({"urls": ["http://a:1", "http://a:1/v1"]}, "names a server twice"),
         ({"deadline": 0}, "deadline"),
         ({"dtype": "fp16"}, "float16"),
     ],
@@ -220,6 +224,39 @@ def test_nobody_at_the_url_is_a_sentence(model: Any) -> None:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(EngineError, match=f"No vLLM server answers at {url}"):
             run(model, [url], draw)
+
+
+@pytest.mark.parametrize("answer", [b"\xff\xfe\x00\x80", b"[]", b'{"data": [1]}', b"<html>"])
+def test_somebody_else_at_the_url_is_a_sentence(model: Any, answer: bytes) -> None:
+    async def main() -> None:
+        async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n")
+            writer.write(
+                b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(answer), answer)
+            )
+            writer.close()
+
+        async with await asyncio.start_server(speak, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            engine = component("engine", "vllm", urls=[url]).build(model, USE)
+            with pytest.raises(EngineError, match=f"{url} is no vLLM server"):
+                await engine.generate(PROMPT, SAMPLING)
+            await engine.close()
+
+    asyncio.run(main())
+
+
+def test_servers_of_ours_share_the_gpus(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python" / "requirements.txt").write_text("\nvllm==1\n")
+    monkeypatch.setenv("ISENTROPE_VLLM", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    own = LanguageModel(model.model, model.tokenizer, tmp_path)
+    engine: Any = component("engine", "vllm", servers=2).build(own, USE)
+    assert [("4", "5"), ("6", "7")] == [options.gpus for options in engine._options()]
 
 
 # Which server
@@ -448,8 +485,9 @@ def test_a_dead_engine_behind_a_living_port_is_given_up(model: Any, servers: Any
 
     async def work(engine: Fleet) -> None:
         both[0].fail("dead")
-        for _ in range(3):
+        for _ in range(3):  # it says what it serves even so
             await draw(engine)
+            await asyncio.sleep(0.2)
         assert engine.counts()["servers_lost"] == len(both[0].asked) == 1
 
     run(model, both, work)
@@ -465,6 +503,158 @@ def test_a_restarted_server_gets_the_policy_again(model: Any, servers: Any) -> N
         server.__enter__()  # at the same port, knowing nothing
         assert 1 == (await draw(engine)).version
         assert 2 == server.calls["load"]
+
+    run(model, [server], work)
+
+
+def test_a_server_that_was_only_slow_is_used_again_with_what_it_has(
+    model: Any, servers: Any
+) -> None:
+    """It refuses an adapter that it has already."""
+    server = servers()
+
+    async def work(engine: Fleet) -> None:
+        await publish(engine, 1)
+        server.fail("hang", times=1)
+        assert 1 == (await draw(engine)).version
+        assert 1 == engine.counts()["servers_lost"] == server.calls["load"]
+        await publish(engine, 2)
+        assert 2 == (await draw(engine)).version
+        await until(lambda: len(server.adapters) == 1)
+
+    run(model, [server], work, deadline=0.3)
+    assert {} == server.adapters
+
+
+def test_a_server_that_comes_back_during_a_publication_is_sent_it(
+    model: Any, servers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = [servers(), servers()]
+    load = Fleet._load
+
+    async def slowly(self: Fleet, remote: Any, published: Any) -> None:
+        await load(self, remote, published)
+        if published.version == 2 and not both[1]._thread.is_alive():
+            both[1].adapters.clear()
+            both[1].__enter__()
+            while self._remotes[1].lost:
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(Fleet, "_load", slowly)
+
+    async def work(engine: Fleet) -> None:
+        await publish(engine, 1)
+        both[1].stop()
+        engine._lose(engine._remotes[1], "it was stopped")
+        await publish(engine, 2)
+        assert [2, 2] == [one.version for one in await engine.generate_on_each(PROMPT, SAMPLING)]
+        assert 1 == engine.counts()["servers_lost"]
+
+    run(model, both, work)
+
+
+def test_a_publication_waits_for_a_server_to_come_back(
+    model: Any, servers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "PATIENCE", 10.0)
+    server = servers()
+
+    async def work(engine: Fleet) -> None:
+        await publish(engine, 1)
+        server.stop()
+        server.adapters.clear()
+        publication = asyncio.create_task(publish(engine, 2))
+        await asyncio.sleep(0.5)
+        server.__enter__()
+        await publication
+        assert 2 == (await draw(engine)).version
+
+    run(model, [server], work)
+
+
+def test_nobody_is_answered_by_a_version_before_its_publication_is_over(
+    model: Any, servers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector refuses versions newer than the newest that was published."""
+    server = servers()
+    newest = 0
+    delete = fleet.shutil.rmtree
+
+    def slowly(*args: Any, **options: Any) -> None:
+        time.sleep(0.2)
+        delete(*args, **options)
+
+    monkeypatch.setattr(fleet.shutil, "rmtree", slowly)
+
+    async def work(engine: Fleet) -> None:
+        async def publishing() -> None:
+            nonlocal newest
+            for version in range(1, 5):
+                await publish(engine, version)
+                newest = version
+
+        task = asyncio.create_task(publishing())
+        while not task.done():
+            assert (await draw(engine)).version <= newest
+        await task
+
+    run(model, [server], work)
+
+
+def test_a_connection_that_the_server_closed_while_nobody_looked_is_not_used_again(
+    model: Any, servers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a run's collections its event loop stands still."""
+    server = servers()
+    server.stop()
+    server.kept = 0.5
+    server.__enter__()
+    monkeypatch.setattr(fleet, "KEPT", 0.2)
+    config: Any = component("engine", "vllm", urls=[server.url])
+    with asyncio.Runner() as runner:
+        engine = config.build(model, USE)
+        runner.run(draw(engine))
+        time.sleep(2.0)  # learning
+        runner.run(draw(engine))
+        retried = engine.counts()["requests_retried"]
+        runner.run(engine.close())
+    assert 0 == retried
+
+
+def test_more_requests_than_open_files_are_no_lost_servers(model: Any, servers: Any) -> None:
+    import resource
+
+    server = servers()
+    server.seconds = 0.5
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 40, before[1]))
+
+    async def work(engine: Fleet) -> None:
+        await asyncio.gather(*(draw(engine) for _ in range(60)))
+        assert 0 == engine.counts()["servers_lost"] == engine.counts()["requests_retried"]
+
+    try:
+        run(model, [server], work)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_server_of_ours_that_hangs_for_good_is_no_server_left(
+    model: Any, servers: Any, tmp_path: Path
+) -> None:
+    """Its processes are there, and it has been started as often as it may be."""
+    server = servers()
+
+    async def work(engine: Fleet) -> None:
+        await draw(engine)
+        process = subprocess.Popen(["head", "-c", "4"], stdin=subprocess.PIPE)
+        port = socket.create_server(HERE)
+        hung = Server(ServerOptions(model="m"), process, port, tmp_path / "log")
+        engine._own[engine._remotes[0]] = Own(hung, starts=fleet.STARTS)
+        server.stop()
+        with pytest.raises(EngineError, match="No vLLM server is left"):
+            await draw(engine)
 
     run(model, [server], work)
 
@@ -528,7 +718,8 @@ def test_servers_sleep_while_the_learner_works_if_they_are_to(
 
     run(model, [server], work, sleep=sleep)
     found = {k: n for k, n in server.calls.items() if k.startswith("/")}
-    assert ({"/sleep?level=1": 1, "/wake_up": 1} if sleep else {}) == found
+    # Woken when it is met, too: a run that was killed may have left it asleep.
+    assert ({"/sleep?level=1": 1, "/wake_up": 2} if sleep else {}) == found
 
 
 def test_a_closed_engine_says_so(model: Any, servers: Any) -> None:
