@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 import subprocess
 import time
@@ -254,7 +255,7 @@ def test_servers_of_ours_share_the_gpus(
     (tmp_path / "python" / "requirements.txt").write_text("\nvllm==1\n")
     monkeypatch.setenv("ISENTROPE_VLLM", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    own = LanguageModel(model.model, model.tokenizer, tmp_path)
+    own = LanguageModel(model.model, model.tokenizer, str(tmp_path))
     engine: Any = component("engine", "vllm", servers=2).build(own, USE)
     assert [("4", "5"), ("6", "7")] == [options.gpus for options in engine._options()]
 
@@ -578,13 +579,13 @@ def test_nobody_is_answered_by_a_version_before_its_publication_is_over(
     """The collector refuses versions newer than the newest that was published."""
     server = servers()
     newest = 0
-    delete = fleet.shutil.rmtree
+    delete = shutil.rmtree
 
     def slowly(*args: Any, **options: Any) -> None:
         time.sleep(0.2)
         delete(*args, **options)
 
-    monkeypatch.setattr(fleet.shutil, "rmtree", slowly)
+    monkeypatch.setattr(shutil, "rmtree", slowly)
 
     async def work(engine: Fleet) -> None:
         async def publishing() -> None:
