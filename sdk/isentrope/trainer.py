@@ -136,7 +136,11 @@ class Trainer:
         answers = proof.episodes(prompt, drawn)
         with policy.at_temperature(proof.TEMPERATURE):
             scores = self.learner.scores(answers, frozenset())
-        found = proof.Proof.of(answers, scores)
+            without: list[TokenScores] = []
+            if self.config.learner.lora is not None:
+                with policy.at_start():
+                    without = self.learner.scores(answers, frozenset())
+        found = proof.Proof.of(answers, scores, without)
         allowed = getattr(self.config.engine, "tolerance", None)
         found.check(version, allowed or proof.tolerance(self.config.learner.dtype))
         return {"proof_mean": max(found.means), "proof_max": max(found.maxima)}

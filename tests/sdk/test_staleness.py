@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import attrs
+import numpy as np
 import pytest
 import torch
 from attrs import frozen
@@ -25,6 +26,8 @@ from isentrope import (
     WeightsRef,
     component,
 )
+from isentrope.learner import proof
+from isentrope.learner.head import TokenScores
 from isentrope.looping import LoopThread
 from isentrope.testing import check_engine
 from tests.conftest import SMALL_MODEL
@@ -289,7 +292,38 @@ def test_a_server_that_samples_from_something_else_stops_the_run_with_the_number
 
 
 def test_the_tolerance_is_the_engines_to_say(tiny_run: dict[str, Any]) -> None:
-    isentrope.train(**tiny_run, learner=LORA, engine=Adapted("Forgetful", tolerance=50.0))
+    isentrope.train(**tiny_run, learner=LORA, engine=Adapted("HalfScaled", tolerance=50.0))
+
+
+def test_an_adapter_that_is_applied_to_nothing_is_found_whatever_the_tolerance(
+    tiny_run: dict[str, Any],
+) -> None:
+    """In 16 bits, what is within the rounding of every token may be all that was learnt."""
+    with pytest.raises(EngineError, match="it was loaded, and applied to nothing"):
+        isentrope.train(**tiny_run, learner=LORA, engine=Adapted("Forgetful", tolerance=50.0))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.05])
+@pytest.mark.parametrize("moved", [0.0, 1e-4, 0.01, 0.04, 0.2])
+def test_a_server_with_the_policy_is_never_taken_for_one_without(
+    noise: float, moved: float
+) -> None:
+    """And one without it is found where the policy has moved by more than twice the noise."""
+    rng = np.random.default_rng(0)
+    prompt = [1, 2]
+    for _ in range(200):
+        base = rng.normal(-2, 1, proof.TOKENS)
+        policy = base + moved * rng.choice([-1, 1], proof.TOKENS)
+        scores = [TokenScores(torch.tensor(x), None, None) for x in (policy, base)]
+        for own, wrong in ((policy, False), (base, True)):
+            logp = own + noise * rng.normal(size=proof.TOKENS)
+            drawn = Completion([0] * proof.TOKENS, logp, "length", 1)
+            found = proof.Proof.of(proof.episodes(prompt, [drawn]), scores[:1], scores[1:])
+            if not wrong:
+                found.check(1, tolerance=1.0)
+            elif moved > 4 * noise:
+                with pytest.raises(EngineError, match="applied to nothing"):
+                    found.check(1, tolerance=1.0)
 
 
 # The loop in a thread

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from attrs import frozen
 from torch import Tensor
@@ -100,30 +99,56 @@ class Proof:
 
     means: tuple[float, ...]
     maxima: tuple[float, ...]
+    without: tuple[tuple[float, float], ...] = ()
+    """Mean distance of each server's, and of the learner's own, from those of the policy without
+    its adapters; empty where there are none."""
 
     @classmethod
-    def of(cls, episodes: Sequence[Episode], scores: Sequence[TokenScores]) -> Proof:
-        """Compare."""
-        means, maxima = [], []
-        for episode, scored in zip(episodes, scores, strict=True):
-            (segment,) = episode.segments
-            theirs = segment.logp[segment.sampled].astype(np.float64)
-            apart = np.abs(scored.logp.double().numpy() - theirs)
-            means.append(float(apart.mean()))
-            maxima.append(float(apart.max()))
-        return cls(tuple(means), tuple(maxima))
+    def of(
+        cls,
+        episodes: Sequence[Episode],
+        scores: Sequence[TokenScores],
+        without: Sequence[TokenScores] = (),
+    ) -> Proof:
+        """Compare with the policy's scores, and with those `without` its adapters."""
+        theirs = [
+            torch.from_numpy(s.logp[s.sampled]).double() for e in episodes for s in e.segments
+        ]
+        apart = [(x.logp - y).abs() for x, y in zip(scores, theirs, strict=True)]
+        return cls(
+            tuple(float(x.mean()) for x in apart),
+            tuple(float(x.max()) for x in apart),
+            tuple(
+                (float((y - base.logp).abs().mean()), float((x.logp - base.logp).abs().mean()))
+                for x, y, base in zip(scores, theirs, without, strict=False)
+            ),
+        )
 
     def check(self, version: int, tolerance: float) -> None:
-        """Raise `EngineError` where a server samples from something else."""
+        """Raise `EngineError` where a server samples from something else.
+
+        From the policy without its adapters, too, where that is within the tolerance: a server is
+        then much nearer to it than to the policy.
+        """
         for place, (mean, most) in enumerate(zip(self.means, self.maxima, strict=True)):
+            server = (
+                f"Server {place + 1} of {len(self.means)} does not sample from version {version} "
+                f"of the policy, as it should: on {TOKENS} tokens its log-probs are {mean:.3g} "
+                f"nats from the policy's in the mean, {most:.3g} at the most"
+            )
             if not mean <= tolerance:
                 raise EngineError(
-                    f"Server {place + 1} of {len(self.means)} does not sample from version "
-                    f"{version} of the policy, as it should: on {TOKENS} tokens its log-probs are "
-                    f"{mean:.3g} nats from the policy's in the mean, {most:.3g} at the most; "
-                    f"{tolerance:g} was expected at most (engine.tolerance). It may serve another "
-                    "model, compute in another dtype, or have loaded the adapter wrongly."
+                    f"{server}; {tolerance:g} was expected at most (engine.tolerance). It may "
+                    "serve another model, compute in another dtype, or have loaded the adapter "
+                    "wrongly."
                 )
+            if place < len(self.without):
+                to_base, moved = self.without[place]
+                if 2 * to_base < min(mean, moved):
+                    raise EngineError(
+                        f"{server}, and {to_base:.3g} from those of the model without the "
+                        "adapter: it was loaded, and applied to nothing."
+                    )
 
 
 @torch.no_grad()
