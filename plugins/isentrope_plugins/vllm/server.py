@@ -315,6 +315,9 @@ def _hold(port: int) -> socket.socket:
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         held.bind((HOST, port))
+    except OverflowError as error:
+        held.close()
+        raise ConfigError(f"Ports are whole numbers up to 65535; got {port}.") from error
     except OSError as error:
         held.close()
         raise ConfigError(f"Port {port} of {HOST} cannot be had: {error.strerror}.") from error

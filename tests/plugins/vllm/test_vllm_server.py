@@ -170,6 +170,14 @@ def test_without_an_installation_one_is_told_how_to_make_it(tmp_path: Path) -> N
         Server.start(ServerOptions(model="m"), Place(tmp_path))
 
 
+def test_a_port_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python" / "requirements.txt").write_text("\nvllm-cpu==1\n")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"^Ports are whole numbers up to 65535; got 70000\.$"):
+        Server.start(ServerOptions(model=str(tmp_path), port=70000), Place(tmp_path))
+
+
 def test_a_port_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "python").mkdir()
     (tmp_path / "python" / "requirements.txt").write_text("\nvllm-cpu==1\n")
