@@ -67,7 +67,7 @@ def isentrope_commands() -> list[ComponentSpec]:
             "command",
             "appworld",
             "isentrope_envs.appworld.commands:app",
-            "Install AppWorld, in an interpreter of its own; or remove it",
+            "Install AppWorld, in an interpreter of its own, or remove it; score, and pack",
         )
     ]
 

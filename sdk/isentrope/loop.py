@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from isentrope.config import TrainConfig, read_config, to_toml
-from isentrope.errors import ConfigError, PluginError, TrainingError
+from isentrope.errors import ConfigError, IsentropeError, PluginError, TrainingError
 from isentrope.looping import LoopThread, Runner, off_loop, torch_threads
 from isentrope.plugins import registry
 from isentrope.runs import Run, check_free, new_folder
@@ -71,20 +71,27 @@ def train(
         run = resume if isinstance(resume, Run) else Run(Path(resume))
         resumed = _resumed(run, config, overrides)
         text = _as_text(attrs.evolve(resumed, out=None))
-        return off_loop(lambda: _train(resumed, text, lambda: run, listener))
+        return off_loop(lambda: _train(resumed, text, lambda: run, listener, new=False))
     resolved = read_config(config, overrides)
     name = Path(config).stem if isinstance(config, (str, Path)) else _name(resolved)
     folder = resolved.out or new_folder(name)
     check_free(folder)
     origin = registry().origin("environment", resolved.env.id)
     text = _as_text(attrs.evolve(resolved, out=None))  # so that the file can start another run
-    return off_loop(
-        lambda: _train(resolved, text, lambda: Run.create(folder, text, origin), listener)
-    )
+
+    def create() -> Run:
+        return Run.create(folder, text, origin)
+
+    return off_loop(lambda: _train(resolved, text, create, listener, new=True))
 
 
 def _train(
-    config: TrainConfig, text: str, open_run: Callable[[], Run], on_iteration: Listener
+    config: TrainConfig,
+    text: str,
+    open_run: Callable[[], Run],
+    on_iteration: Listener,
+    *,
+    new: bool,
 ) -> Run:
     from isentrope.learner.ranks import joined
     from isentrope.trainer import Trainer
@@ -103,10 +110,21 @@ def _train(
                 ranks.by_first(lambda: held.enter_context(run.locked()))
                 # A resumed run may have more iterations to go.
                 ranks.by_first(lambda: run.rewrite_config(text))
-                _iterate(trainer, run, runner, on_iteration, interrupted)
+                try:
+                    _iterate(trainer, run, runner, on_iteration, interrupted)
+                except IsentropeError:
+                    if new and ranks.first:
+                        _forget_if_empty(run)
+                    raise
         finally:
             trainer.close(runner)
     return run
+
+
+def _forget_if_empty(run: Run) -> None:
+    """Delete the folder of a run that failed before anything was recorded or saved."""
+    if not run.metrics and not list(run.checkpoints.glob("*")):
+        shutil.rmtree(run.path)
 
 
 def _iterate(

@@ -289,6 +289,7 @@ def test_a_server_that_samples_from_something_else_stops_the_run_with_the_number
         match=r"Server 1 of 1 does not sample from version 1 .* nats from the policy's",
     ):
         isentrope.train(**tiny_run, learner=LORA, engine=Adapted(defect))
+    assert not tiny_run["out"].exists()  # nothing was recorded: the corrected command can be given
 
 
 def test_the_tolerance_is_the_engines_to_say(tiny_run: dict[str, Any]) -> None:

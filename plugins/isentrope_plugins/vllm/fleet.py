@@ -415,7 +415,8 @@ class Fleet:
         if about.max_lora_rank < use.rank:
             raise ConfigError(
                 f"{url} takes adapters of rank {about.max_lora_rank} at most, and learner.lora.r "
-                f"is {use.rank}: start it with --max-lora-rank {use.rank} or more."
+                f"is {use.rank}: start it with --max-lora-rank {use.rank} or more (--lora-rank of "
+                "isentrope vllm serve)."
             )
 
     def _in_use(self) -> list[Remote]:

@@ -231,6 +231,8 @@ class Remote:
                 status = response.status
         except TimeoutError as error:
             raise HungError(f"no answer to {path} within {seconds:g} s") from error
+        except aiohttp.ClientConnectorError as error:  # whose own words are of its sockets
+            raise LostError(error.os_error.strerror or str(error.os_error)) from error
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
             raise LostError(f"{type(error).__name__}: {error}") from error
         if status >= 500 or status == 429:
