@@ -224,8 +224,8 @@ def _resumed(run: Run, config: object, overrides: Mapping[str, Any]) -> TrainCon
         given = ", ".join(sorted(overrides)) or "a config"
         raise ConfigError(
             f"Resuming {run.path} goes on with the same run, of which only `iterations` and "
-            f"`trackers` may be changed; got {given}. To begin another run from its policy, leave out `resume` and "
-            'set model = {id = "pretrained", path = ".../policy"}.'
+            f"`trackers` may be changed; got {given}. To begin another run from its policy, leave "
+            'out `resume` and set model = {id = "pretrained", path = ".../policy"}.'
         )
     resumed = read_config(run.path / "config.toml", overrides)
     if resumed.iterations < (done := len(run.metrics)):

@@ -21,8 +21,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import attrs
-
 from isentrope.specs import load_entry_point
 from isentrope.structuring import build
 from isentrope.trackers import TrackedRun, Tracker
@@ -69,7 +67,7 @@ def _serve(about: Mapping[str, Any], inbox: queue.SimpleQueue[dict[str, Any]]) -
         fcntl.flock(lock, fcntl.LOCK_EX)  # of a run that was killed, the tracker may still finish
         told = folder.with_suffix(".json")
         cls = load_entry_point(about["entry_point"])
-        config = build(cls, about["options"]) if attrs.has(cls) else cls()
+        config: Any = build(cls, about["options"])
         first = about["iteration"]
         if not getattr(config, "rewinds", False):
             first = max(first, told_of(told))

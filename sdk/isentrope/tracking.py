@@ -201,6 +201,7 @@ class _Process:
             self._process.wait()
         if self._process.returncode == -signal.SIGALRM:
             self._failure = f"it had not finished {PATIENCE:g} s after the run's end."
+        self.failure()  # reads what it said last
         self.abandon()
 
     def abandon(self) -> None:

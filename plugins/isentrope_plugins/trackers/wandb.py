@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from uuid import uuid4
 
 from attrs import field, frozen, validators
 
@@ -36,7 +37,7 @@ class Wandb:
                 entity=self.entity,
                 group=self.group,
                 name=run.name,
-                id=kept_id(run, wandb.util.generate_id),
+                id=kept_id(run, lambda: uuid4().hex[:8]),
                 resume="allow",
                 config=dict(run.config),
                 dir=run.folder,
