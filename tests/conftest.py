@@ -33,7 +33,7 @@ SMALL_MODEL = {
 
 
 MEASURED = ("seconds/", "performance/", "workers/", "trackers/")
-"""How metrics begin that are of the clock, of processes or of observers, and differ from run to run."""
+"""How metrics begin that are of the clock, processes or observers, and differ from run to run."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -60,6 +60,7 @@ class Tracking:
     """Of the first rank; none on the others."""
     failed: int = field(default=0, init=False)
     _at_work: list[_Process] = field(factory=list, init=False)
+    _left_out: list[_Process] = field(factory=list, init=False)
 
     def start(self, iteration: int) -> None:
         """Start them; the run begins, or goes on, with `iteration`."""
@@ -91,9 +92,12 @@ class Tracking:
             process.finish(deadline)
             if process.failure() is not None:
                 self._leave_out(process)
+        for process in self._left_out:  # no process outlives the run
+            process.finish(deadline)
 
     def _leave_out(self, process: _Process) -> None:
         self._at_work.remove(process)
+        self._left_out.append(process)
         self.failed += 1
         process.abandon()
         warnings.warn(
@@ -212,3 +216,4 @@ class _Process:
             if pipe is not None:
                 pipe.close()
         self._process.stdin = self._process.stdout = None
+        self._waiting = b""
