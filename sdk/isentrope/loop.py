@@ -144,11 +144,11 @@ def _iterate(
             metrics |= _evaluation(config, trainer, run, runner) | tracking.metrics()
             with _writing(run, progress.iteration):
                 ranks.by_first(lambda: run.record(metrics, episodes, tokens))  # noqa: B023  # now
+                tracking.log(metrics)  # before the checkpoint: what is not told is run again
                 if progress.iteration % config.checkpoint_every == 0:
                     begun = time.perf_counter()
                     checkpoints.save(trainer.learner, progress)
                     saved, held_up = progress.iteration, time.perf_counter() - begun
-            tracking.log(metrics)
             ranks.by_first(lambda: _tell(on_iteration, metrics))  # noqa: B023  # now
             stopping = any(ranks.gather(interrupted()))
         with _writing(run, progress.iteration):

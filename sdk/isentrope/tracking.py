@@ -201,9 +201,11 @@ class _Process:
         try:
             self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self._process.send_signal(signal.SIGALRM)  # as it would have done itself, had it heard
-            self._process.wait()
-        if self._process.returncode == -signal.SIGALRM:
+            self._process.kill()
+            killed = self._process.wait()
+        else:
+            killed = self._process.returncode == -signal.SIGALRM  # by its own clock
+        if killed:
             self._failure = f"it had not finished {PATIENCE:g} s after the run's end."
         self.failure()  # reads what it said last
         self.abandon()

@@ -258,12 +258,40 @@ def test_a_tracker_that_hangs_for_a_moment_holds_nothing_up_and_loses_nothing(
 def test_a_tracker_that_hangs_for_good_is_given_up_some_time_after_the_end(
     tmp_path: Path, at: str, monkeypatch
 ) -> None:
-    monkeypatch.setattr(tracking, "PATIENCE", 2.0)
+    monkeypatch.setattr(tracking, "PATIENCE", 1.0)
     begun = time.monotonic()
-    with pytest.warns(UserWarning, match="it had not finished 2 s after the run's end"):
+    with pytest.warns(UserWarning, match="it had not finished 1 s after the run's end"):
         track(tmp_path, Rogue(at, "hang"), Notes())
     assert time.monotonic() - begun < 8
     assert [0, 1, 2] == iterations(notes(tmp_path))
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_a_process_that_stands_still_is_not_waited_for_while_the_run_lasts(
+    tmp_path: Path, monkeypatch, for_good: bool
+) -> None:
+    monkeypatch.setattr(tracking, "PATIENCE", 1.0 if for_good else 60.0)
+    monkeypatch.setattr(tracking, "_MARGIN", 0.5)
+
+    def run() -> None:
+        with Tracking(tmp_path, CONFIG, [Notes()]) as told:
+            told.start(0)
+            process = told._at_work[0]._process
+            assert process is not None
+            process.send_signal(signal.SIGSTOP)
+            begun = time.monotonic()
+            for i in range(200):  # more than the pipe holds
+                told.log({"iteration": i, **{f"metric-{n}": 0.5 for n in range(100)}})
+            assert time.monotonic() - begun < 1
+            if not for_good:
+                process.send_signal(signal.SIGCONT)
+
+    if for_good:
+        with pytest.warns(UserWarning, match="it had not finished 1 s after the run's end"):
+            run()
+        return
+    run()
+    assert list(range(200)) == iterations(notes(tmp_path))
 
 
 def test_whatever_trackers_do_a_run_comes_to_the_same_to_the_bit(tiny_run, capfd) -> None:
