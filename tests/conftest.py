@@ -32,8 +32,8 @@ SMALL_MODEL = {
 """Warms up in a few seconds; right one time in ten, so that groups differ in reward."""
 
 
-MEASURED = ("seconds/", "performance/", "workers/")
-"""How metrics begin that are of the clock or of processes, and differ from run to run."""
+MEASURED = ("seconds/", "performance/", "workers/", "trackers/")
+"""How metrics begin that are of the clock, processes or observers, and differ from run to run."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -42,6 +42,37 @@ def isentrope_engines() -> list[ComponentSpec]:
 
 
 @hookimpl
+def isentrope_trackers() -> list[ComponentSpec]:
+    """Return the trackers."""
+    return [
+        ComponentSpec(
+            "tracker",
+            "tensorboard",
+            "isentrope_plugins.trackers.tensorboard:TensorBoard",
+            "Event files in the run folder, for tensorboard --logdir",
+        ),
+        ComponentSpec(
+            "tracker",
+            "wandb",
+            "isentrope_plugins.trackers.wandb:Wandb",
+            "Weights & Biases, online or offline; isentrope[wandb]",
+        ),
+        ComponentSpec(
+            "tracker",
+            "trackio",
+            "isentrope_plugins.trackers.trackio:Trackio",
+            "trackio's database on this machine; isentrope[trackio]",
+        ),
+        ComponentSpec(
+            "tracker",
+            "mlflow",
+            "isentrope_plugins.trackers.mlflow:Mlflow",
+            "MLflow's server, or its database here; isentrope[mlflow]",
+        ),
+    ]
+
+
+@hookimpl
 def isentrope_commands() -> list[ComponentSpec]:
     """Return the verbs of the command line."""
     return [

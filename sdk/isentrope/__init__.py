@@ -93,6 +93,9 @@ if TYPE_CHECKING:
     from isentrope.targets import EntropyController as EntropyController
     from isentrope.targets import EntropyTarget as EntropyTarget
     from isentrope.targets import Schedule as Schedule
+    from isentrope.trackers import TrackedRun as TrackedRun
+    from isentrope.trackers import Tracker as Tracker
+    from isentrope.trackers import TrackerConfig as TrackerConfig
     from isentrope.workers.limits import WorkerConfig as WorkerConfig
 
 _HOME = {
@@ -128,6 +131,7 @@ _HOME = {
     "runs": "Run",
     "specs": "ComponentSpec EnvRef EnvSpec",
     "targets": "EntropyController EntropyTarget Schedule",
+    "trackers": "TrackedRun Tracker TrackerConfig",
     "workers.limits": "WorkerConfig",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}

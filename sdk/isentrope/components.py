@@ -37,6 +37,7 @@ from isentrope.structuring import (
     unstructure,
 )
 from isentrope.targets import EntropyTarget, Schedule
+from isentrope.trackers import TrackerConfig
 from isentrope.workers.cluster import RayPool
 from isentrope.workers.limits import WorkerConfig
 from isentrope.workers.pool import Pool, WorkerPool
@@ -51,6 +52,7 @@ TYPE_OF: dict[str, type] = {
     "controller": parts.Controller,
     "engine": EngineConfig,
     "model": ModelConfig,
+    "tracker": TrackerConfig,
 }
 """What each kind of configurable component must be an instance of."""
 
@@ -271,19 +273,22 @@ def _replace(part: Any, value: Any) -> Any:
 
 
 def _is_a(value: Any, kind_type: type) -> bool:
-    if kind_type in (EngineConfig, ModelConfig):
-        return _can_build(type(value))
+    if kind_type in _METHOD_OF:
+        return _can(_METHOD_OF[kind_type], type(value))
     return isinstance(value, kind_type)
 
 
-def _can_build(cls: Any) -> bool:
-    """Engine and model configs are protocols: any attrs class that has `build`."""
-    return isinstance(cls, type) and attrs.has(cls) and callable(getattr(cls, "build", None))
+_METHOD_OF: dict[type, str] = {EngineConfig: "build", ModelConfig: "build", TrackerConfig: "start"}
+"""Configs that are protocols: any attrs class that has this method."""
+
+
+def _can(method: str, cls: Any) -> bool:
+    return isinstance(cls, type) and attrs.has(cls) and callable(getattr(cls, method, None))
 
 
 def _is_component(cls: Any) -> bool:
     own = isinstance(cls, type) and issubclass(cls, (parts.Component, parts.Controller))
-    return own or _can_build(cls)
+    return own or any(_can(method, cls) for method in set(_METHOD_OF.values()))
 
 
 def _reader(kind: str, kind_type: type) -> Callable[[Any], Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -12,13 +13,14 @@ import tomli_w
 from attrs import field, frozen, validators
 
 from isentrope.algorithms import Algorithm
-from isentrope.components import component, make
+from isentrope.components import component, id_of, make
 from isentrope.engines import EngineConfig, Sampling
 from isentrope.errors import ConfigError, IsentropeError, UnknownNameError, within
 from isentrope.models import ModelConfig
 from isentrope.plugins import registry
 from isentrope.specs import EnvRef
 from isentrope.structuring import fields, structure, unstructure
+from isentrope.trackers import TrackerConfig
 from isentrope.validation import flag, instance_of, one_of, real, whole
 from isentrope.workers.limits import WorkerConfig
 
@@ -228,6 +230,8 @@ class TrainConfig:
     run."""
     checkpoint_every: int = field(default=10, validator=_one_or_more)
     """Iterations between checkpoints; there is always one at the end."""
+    trackers: tuple[TrackerConfig, ...] = field(default=(), converter=tuple)
+    """What shows the run elsewhere while it trains: `tensorboard`, `wandb`, ..."""
     out: Path | None = None
     """Run folder; None: a new one under ``runs/``."""
 
@@ -246,6 +250,9 @@ class TrainConfig:
                 f"learner.warmup ({self.learner.warmup}) must be less than the iterations "
                 f"({self.iterations}), or the full rate is never reached."
             )
+        for name, times in Counter(map(id_of, self.trackers)).items():
+            if times > 1:
+                raise ConfigError(f"trackers names {name!r} {times} times: once is enough.")
         if self.learner.head == "cut-cross-entropy":
             self._check_log_probs_suffice()
         if getattr(self.engine, "takes_adapters", False) and self.learner.lora is None:

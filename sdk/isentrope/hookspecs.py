@@ -31,6 +31,7 @@ KINDS_OF_HOOK: dict[str, tuple[str, ...]] = {
     "isentrope_controllers": ("controller",),
     "isentrope_engines": ("engine",),
     "isentrope_models": ("model",),
+    "isentrope_trackers": ("tracker",),
     "isentrope_commands": ("command",),
     "isentrope_checks": ("check",),
 }
@@ -69,6 +70,12 @@ def isentrope_engines() -> Sequence[ComponentSpec]:
 @hookspec
 def isentrope_models() -> Sequence[ComponentSpec]:
     """Return models (kind ``model``); each names a frozen attrs `ModelConfig`."""
+    return ()
+
+
+@hookspec
+def isentrope_trackers() -> Sequence[ComponentSpec]:
+    """Return trackers (kind ``tracker``); each names a frozen attrs `TrackerConfig`."""
     return ()
 
 

@@ -25,6 +25,7 @@ from isentrope.looping import LoopThread, Runner, off_loop, torch_threads
 from isentrope.plugins import registry
 from isentrope.runs import Run, check_free, new_folder
 from isentrope.structuring import unstructure
+from isentrope.tracking import Tracking, check_trackers
 from isentrope.workers.nursery import kept_warm
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def train(
     optimizer is fresh, and so is the entropy to hold, unless `initial_entropy` says otherwise.
 
     resume: a run to go on with, in place of `config`, exactly as if it had never stopped; of its
-    configuration only `iterations` may be changed.
+    configuration only `iterations` and `trackers` may be changed.
 
     Ctrl-C, or SIGTERM, stops at the iteration's end with everything saved; a second Ctrl-C stops at
     once, and loses what came after the last checkpoint.
@@ -70,9 +71,11 @@ def train(
     if resume is not None:
         run = resume if isinstance(resume, Run) else Run(Path(resume))
         resumed = _resumed(run, config, overrides)
+        check_trackers(resumed.trackers)
         text = _as_text(attrs.evolve(resumed, out=None))
         return off_loop(lambda: _train(resumed, text, lambda: run, listener, new=False))
     resolved = read_config(config, overrides)
+    check_trackers(resolved.trackers)
     name = Path(config).stem if isinstance(config, (str, Path)) else _name(resolved)
     folder = resolved.out or new_folder(name)
     check_free(folder)
@@ -141,12 +144,14 @@ def _iterate(
     from isentrope.learner.checkpoints import CheckpointFolder
 
     config, progress, ranks = trainer.config, trainer.progress, trainer.ranks
-    with CheckpointFolder(run.checkpoints, ranks) as checkpoints:
+    tracking = Tracking(run.path, config, config.trackers if ranks.first else ())
+    with tracking, CheckpointFolder(run.checkpoints, ranks) as checkpoints:
         damaged = checkpoints.load(trainer.learner, progress)
         ranks.by_first(lambda: _prepare(run, config, progress, damaged))
         trainer.publish(runner)
         if not _ended(config, progress):
             trainer.rehearse()
+            tracking.start(progress.iteration)
         saved = progress.iteration
         held_up = 0.0  # by the checkpoint before: it is written after its iteration's metrics
         stopping = any(ranks.gather(interrupted()))  # while the model was warmed up, say
@@ -154,9 +159,10 @@ def _iterate(
             metrics, episodes, tokens = trainer.iterate(runner)
             metrics["seconds/checkpoint"], held_up = held_up, 0.0
             metrics["stopped"] = _nothing_to_learn(config, progress)
-            metrics |= _evaluation(config, trainer, run, runner)
+            metrics |= _evaluation(config, trainer, run, runner) | tracking.metrics()
             with _writing(run, progress.iteration):
                 ranks.by_first(lambda: run.record(metrics, episodes, tokens))  # noqa: B023  # now
+                tracking.log(metrics)  # before the checkpoint: what is not told is run again
                 if progress.iteration % config.checkpoint_every == 0:
                     begun = time.perf_counter()
                     checkpoints.save(trainer.learner, progress)
@@ -232,12 +238,12 @@ def _evaluation(config: TrainConfig, trainer: Trainer, run: Run, runner: Runner)
 
 
 def _resumed(run: Run, config: object, overrides: Mapping[str, Any]) -> TrainConfig:
-    if config is not None or overrides.keys() - {"iterations"}:
+    if config is not None or overrides.keys() - {"iterations", "trackers"}:
         given = ", ".join(sorted(overrides)) or "a config"
         raise ConfigError(
-            f"Resuming {run.path} goes on with the same run, of which only `iterations` may be "
-            f"changed; got {given}. To begin another run from its policy, leave out `resume` and "
-            'set model = {id = "pretrained", path = ".../policy"}.'
+            f"Resuming {run.path} goes on with the same run, of which only `iterations` and "
+            f"`trackers` may be changed; got {given}. To begin another run from its policy, leave "
+            'out `resume` and set model = {id = "pretrained", path = ".../policy"}.'
         )
     resumed = read_config(run.path / "config.toml", overrides)
     if resumed.iterations < (done := len(run.metrics)):

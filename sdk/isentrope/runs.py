@@ -9,6 +9,7 @@
     tokens/          what an iteration knew of its tokens, a file for each (`Run.tokens`)
     checkpoints/     what `isentrope train --resume` goes on from
     policy/          the final policy, in transformers' own format
+    trackers/        what each tracker keeps and prints, if there are any
     best/            the policy with the best evaluation, if there were any
 """
 

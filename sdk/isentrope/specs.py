@@ -20,6 +20,7 @@ Kind = Literal[
     "controller",
     "engine",
     "model",
+    "tracker",
     "command",
     "check",
 ]

@@ -266,7 +266,7 @@ def test_a_run_of_another_format_is_refused_with_both_versions(tmp_path) -> None
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"learner": {"lr": 1e-3}}])
 def test_resuming_refuses_to_be_another_run(tmp_path, changes) -> None:
     run = isentrope.train(TINY, out=tmp_path / "run", iterations=1)
-    with pytest.raises(ConfigError, match="only `iterations` may be changed"):
+    with pytest.raises(ConfigError, match="only `iterations` and `trackers` may be changed"):
         isentrope.train(resume=run, **changes)
 
 
