@@ -251,7 +251,7 @@ def test_what_one_rank_meets_stops_them_all(
     assert sentence in said
     if iterations:  # what was written can be gone on with
         train(2, tmp_path, "--resume", tmp_path / "run")
-    assert len(Run(tmp_path / "run").metrics) >= iterations
+        assert len(Run(tmp_path / "run").metrics) >= iterations
 
 
 @pytest.mark.slow
