@@ -142,7 +142,7 @@ def test_a_cancelled_call_or_start_kills_the_worker(config: dict[str, Any]) -> N
                 await pool.give_back(worker, clean=False)
 
         call = asyncio.create_task(hang())
-        await asyncio.sleep(2)
+        await asyncio.sleep(6)  # until the worker is there
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
