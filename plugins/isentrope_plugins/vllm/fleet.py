@@ -530,9 +530,13 @@ class Fleet:
 
     def counts(self) -> Mapping[str, float]:
         """Return what there is to count."""
-        names = (
-            "publications requests_retried servers_lost servers_restarted unloads_refused".split()
-        )
+        names = [
+            "publications",
+            "requests_retried",
+            "servers_lost",
+            "servers_restarted",
+            "unloads_refused",
+        ]
         return {name: self._counts[name] for name in names}
 
     async def close(self) -> None:
