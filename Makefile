@@ -1,5 +1,6 @@
 # make test    the default suite (no slow tests)
 # make check   what CI runs: lint, import rules, types, then every test
+# make docs    the site, into build/docs: offline, and every warning is an error
 # make demo    GRPO and REPO-R side by side, one seed each, and a report that compares their entropy
 # Each makes .venv first, and again when pyproject.toml or constraints.txt changed.
 
@@ -15,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 # Recipes that begin with `time` say how long they took.
 export TIMEFORMAT = ---- %R s
 
-.PHONY: install test check lint imports types test-all demo clean
+.PHONY: install test check lint imports types docs test-all demo clean
 
 install: $(INSTALLED)
 
@@ -37,6 +38,9 @@ imports: $(INSTALLED)
 
 types: $(INSTALLED)
 	time $(BIN)/mypy
+
+docs: $(INSTALLED)
+	time $(BIN)/sphinx-build -q -W --keep-going -n -E docs build/docs
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m ''

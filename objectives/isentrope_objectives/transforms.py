@@ -123,8 +123,8 @@ class TruncatedImportance(AdvantageTransform):
     ``A' = A * min(exp(old_logp - engine_logp), cap)``: old_logp is the learner's, when learning on
     the experience begins; engine_logp that of whatever server and version sampled the token. With
     the surrogate's own ratio on top this is decoupled PPO (Hilton et al. 2022, eq. 8) with a
-    truncated weight (Ionides 2008; Espeholt et al. 2018). Put it after all other transforms: what
-    they add to the advantage is weighed, too.
+    truncated weight (Ionides 2008; Espeholt et al. 2018). It is the last of transforms: what the
+    others add to the advantage is weighed, too.
     """
 
     corrects_sampling: ClassVar[bool] = True

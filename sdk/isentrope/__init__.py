@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isentrope import diagnostics as diagnostics
+    from isentrope import installations as installations
     from isentrope import testing as testing
     from isentrope import validation as validation
     from isentrope.adapters import GymText as GymText
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from isentrope.config import LoraConfig as LoraConfig
     from isentrope.config import RolloutConfig as RolloutConfig
     from isentrope.config import TrainConfig as TrainConfig
-    from isentrope.doctor import Diagnosis as Diagnosis
-    from isentrope.doctor import diagnose as diagnose
+    from isentrope.doctor.diagnosis import Diagnosis as Diagnosis
+    from isentrope.doctor.rounds import diagnose as diagnose
     from isentrope.engines import Adapter as Adapter
     from isentrope.engines import Completion as Completion
     from isentrope.engines import Engine as Engine
@@ -81,6 +82,8 @@ if TYPE_CHECKING:
     from isentrope.parts import Statistics as Statistics
     from isentrope.parts import TokenBatch as TokenBatch
     from isentrope.parts import knob as knob
+    from isentrope.planning.plan import Plan as Plan
+    from isentrope.planning.planner import plan as plan
     from isentrope.reporting.pages import compare as compare
     from isentrope.reporting.pages import report as report
     from isentrope.reporting.serving import view as view
@@ -103,7 +106,8 @@ _HOME = {
     "algorithms": "Aggregation Algorithm AlgorithmState",
     "components": "component make make_apart recipe",
     "config": "EarlyStop EvaluationConfig LearnerConfig LoraConfig RolloutConfig TrainConfig",
-    "doctor": "Diagnosis diagnose",
+    "doctor.diagnosis": "Diagnosis",
+    "doctor.rounds": "diagnose",
     "engines": "Adapter Completion Engine EngineConfig EngineUse Sampling WeightsRef",
     "environments": "Info Task TaskSet TextEnv Unicode",
     "episodes": "Episode Message Segment Status StopReason Usage",
@@ -124,6 +128,8 @@ _HOME = {
     "notebook.notebook": "Cell NotebookLimits",
     "parts": "AdvantageEstimator AdvantageTransform Controller Knob Objective Statistics "
     "TokenBatch knob",
+    "planning.plan": "Plan",
+    "planning.planner": "plan",
     "reporting.pages": "compare report",
     "reporting.serving": "view",
     "rollout.endpoint": "Endpoint",
@@ -136,7 +142,7 @@ _HOME = {
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 
-_MODULES = ("diagnostics", "testing", "validation")
+_MODULES = ("diagnostics", "installations", "testing", "validation")
 
 __all__ = sorted([*_MODULE_OF, *_MODULES, "__version__"])
 

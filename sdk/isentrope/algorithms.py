@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, count
+from itertools import chain, count, pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import attrs
@@ -269,6 +269,13 @@ class Algorithm:
                     f"{type(loss).__name__} is right only for the policy that sampled: use "
                     f"epochs=1 and minibatch=None (got epochs={self.epochs}, "
                     f"minibatch={self.minibatch}), or an objective with importance ratios."
+                )
+
+        for transform, after in pairwise(self.transforms):
+            if transform.corrects_sampling:
+                raise ConfigError(
+                    f"{type(transform).__name__} must be the last of transforms: what "
+                    f"{type(after).__name__} adds to the advantage would not be weighed."
                 )
 
     def _check_controllers(self) -> None:

@@ -12,110 +12,57 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
-from typer.core import TyperGroup
 
-from isentrope.errors import (
-    ConfigError,
-    IsentropeError,
-    OtherRankError,
-    PluginError,
-    UnknownNameError,
-)
+from isentrope import completions
+from isentrope.errors import ConfigError, UnknownNameError
+from isentrope.terminal import FIRST, FOUND_WRONG, INTERRUPTED, Commands, console, print_error, run
 
 if TYPE_CHECKING:
     from isentrope.rollout.endpoint import Endpoint
 
-
-class Commands(TyperGroup):
-    """Our commands, and those that plugins bring, which are imported when they are called."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of all."""
-        return [*super().list_commands(ctx), *sorted(_of_plugins() - self.commands.keys())]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return one of ours, else a plugin's; raises `UnknownNameError` where there is neither."""
-        if cmd_name in self.commands:
-            return self.commands[cmd_name]
-        if cmd_name not in _of_plugins():
-            raise UnknownNameError("Command", cmd_name, self.list_commands(ctx))
-        return _of_plugin(cmd_name)
-
-
-def _of_plugins() -> set[str]:
-    from isentrope.plugins import registry
-
-    return set(registry().specs("command"))
-
-
-def _of_plugin(name: str) -> Any:
-    from isentrope.components import load
-    from isentrope.plugins import registry
-
-    spec = registry().find("command", name)
-    try:
-        brought = load(spec.entry_point, f"command {name!r}")
-        if not isinstance(brought, typer.Typer):
-            what = type(brought).__name__
-            raise PluginError(f"The command {name!r} is a {what}, and no typer.Typer.")
-    except PluginError as error:
-        brought = _unusable(error)  # an error for who calls it, not for who lists commands
-    command = typer.main.get_command(brought)
-    command.name = name
-    command.help, command.short_help = command.help or spec.summary, spec.summary
-    return command
-
-
-def _unusable(error: PluginError) -> typer.Typer:
-    stub = typer.Typer()
-
-    @stub.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-    def refuse() -> None:
-        raise error
-
-    return stub
-
+_CHANGEABLE = ("rollout", "env", "engine", "seed", "threads")
+"""Arguments of `isentrope.evaluate` that ``eval --set`` takes; ``endpoint`` too, if it is one."""
+_START, _EVALUATE, _LOOK = "Start", "Evaluate", "Look"
+_EXTEND, _MACHINE = "Extend", "This machine"
+"""Panels of ``isentrope --help``, in their order."""
 
 app = typer.Typer(
     cls=Commands,
-    help="Train language models by reinforcement learning, with entropy under control.",
+    epilog="""
+    To begin with, on any machine and without a download:
+
+        isentrope doctor
+        isentrope train --set env=arithmetic --set algorithm=grpo --out runs/first
+        isentrope view runs/first
+
+    Exit statuses: 0 done; 1 done, and something was found wrong; 2 asked wrongly, so that nothing
+    was done; 3 failed on the way; 70 a fault of Isentrope or a plugin; 130 ended by Ctrl-C.
+    docs/command-line.md says more.
+    """,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
-_FIRST = os.environ.get("RANK", "0") == "0"
-"""Under torchrun, only the first rank speaks."""
-_WIDTH: dict[str, Any] = {} if sys.stdout.isatty() else {"width": 1000, "soft_wrap": True}
-"""A file or a pipe gets whole lines, however long."""
-_CHANGEABLE = ("rollout", "env", "engine", "seed", "threads")
-"""Arguments of `isentrope.evaluate` that ``eval --set`` takes; ``endpoint`` too, if it is one."""
-_console = Console(quiet=not _FIRST, **_WIDTH)
 
 
 def main() -> None:
-    """Run the command line; what a user did wrong is one sentence, and exit status 2."""
+    """Run the command line."""
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("isentrope").setLevel(logging.INFO)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # an error tells what its retries came to
     warnings.simplefilter("ignore", FutureWarning)  # libraries' words to programmers
     warnings.showwarning = _show_warning
-    try:
-        app()
-    except IsentropeError as error:
-        follows = isinstance(error, OtherRankError) or not _FIRST  # another rank says it
-        silent = follows and error.rank is None
-        Console(stderr=True, quiet=silent).print(
-            f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True
-        )
-        sys.exit(2)
+    run(app)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
         import isentrope
 
-        _console.print(f"isentrope {isentrope.__version__}", highlight=False)
+        console.print(f"isentrope {isentrope.__version__}", highlight=False)
         raise typer.Exit
 
 
@@ -129,18 +76,60 @@ def options(
     """Train language models by reinforcement learning, with entropy under control."""
 
 
-@app.command()
+@app.command(
+    rich_help_panel=_START,
+    epilog="""
+    Examples:
+
+        isentrope train --set env=arithmetic --set algorithm=grpo
+        isentrope train config.toml --set rollout.tasks=16 --set algorithm=repo-r
+        isentrope train config.toml --dry-run --gpus 8x80
+        isentrope train --resume runs/config --set iterations=200
+        torchrun --nproc-per-node 2 -m isentrope train config.toml
+
+    It writes metrics, episodes, checkpoints, the policy and a report to the run folder; with
+    --dry-run nothing, and nothing is loaded, started or sampled.
+
+    Exit statuses: 0 trained to the end; 1 with --dry-run, the run could not start; 2 asked wrongly,
+    and no run folder was made; 3 the run cannot go on, and says why; 130 stopped by Ctrl-C, or
+    SIGTERM, and can go on by --resume.
+    """,
+)
 def train(
-    config: Annotated[Path | None, typer.Argument(help="TOML file", metavar="CONFIG.toml")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            help="TOML file; without one, --set says everything",
+            metavar="CONFIG.toml",
+            autocompletion=completions.configs,
+        ),
+    ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key: --set rollout.tasks=16"),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            autocompletion=completions.settings,
+            help="Change a key: --set rollout.tasks=16. Given again, another; the value is TOML, "
+            "and a table is merged into what is there",
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder; default: a new one in runs/")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Run folder", show_default="a new one in runs/"),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with a run that stopped")
+        Path | None,
+        typer.Option(
+            metavar="RUN", autocompletion=completions.runs, help="Go on with a run that stopped"
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what the run would be and take")
+    ] = False,
+    gpus: Annotated[
+        str | None,
+        typer.Option(metavar="NxGIB", help="With --dry-run: GPUs that learn, such as 8x80"),
     ] = None,
 ) -> None:
     """Train a policy and write a run folder."""
@@ -149,52 +138,98 @@ def train(
     from isentrope.live import LiveView
     from isentrope.workers.nursery import kept_warm
 
-    if config is None and resume is None:
-        raise ConfigError("Name a CONFIG.toml to train from, or --resume RUN to go on with one.")
     overrides = parse_settings(setting or ())
+    if config is None and resume is None and not overrides:
+        raise ConfigError("Name a CONFIG.toml to train from, or --resume RUN to go on with one.")
     if out is not None:
         overrides["out"] = str(out)
-    source = resume / "config.toml" if resume is not None else config
+    if dry_run:
+        found = isentrope.plan(config, resume=resume, gpus=gpus, **overrides)
+        console.print(str(found), highlight=False, markup=False)
+        raise typer.Exit(0 if found.ready else FOUND_WRONG)
+    if gpus is not None:
+        raise ConfigError("--gpus tells --dry-run what to plan for: add that, or leave it out.")
+    source = isentrope.Run(resume).path / "config.toml" if resume is not None else config
     with kept_warm():
         planned = read_config(source, overrides)
         wanted = planned.iterations
-        with LiveView(_console, wanted, planned.algorithm.knobs()) as view:
+        with LiveView(console, wanted, planned.algorithm.knobs()) as view:
             run = isentrope.train(config, resume=resume, on_iteration=view, **overrides)
-    if not _FIRST:
+    if not FIRST:
         return
     metrics = run.metrics
-    _console.print(f"Run folder: {run.path}", highlight=False, markup=False)
-    _console.print(f"Report: {isentrope.report(run)}", highlight=False, markup=False)
+    console.print(f"Run folder: {run.path}", highlight=False, markup=False)
+    console.print(f"Report: {isentrope.report(run)}", highlight=False, markup=False)
     if len(metrics) < wanted and not (metrics and metrics[-1]["stopped"]):
         how = f"isentrope train --resume {run.path}"
-        _console.print(f"Stopped after {len(metrics)} iterations: {how}", markup=False)
-        raise typer.Exit(130)
+        console.print(f"Stopped after {len(metrics)} iterations: {how}", markup=False)
+        raise typer.Exit(INTERRUPTED)
 
 
-@app.command("eval")
+@app.command(
+    "eval",
+    rich_help_panel=_EVALUATE,
+    epilog="""
+    Examples:
+
+        isentrope eval runs/first
+        isentrope eval runs/first --k 8 --set rollout.temperature=0.6
+        isentrope eval http://127.0.0.1:8000/v1 --model mine --env arithmetic
+        isentrope eval runs/first --lm-eval gsm8k --set limit=10
+
+    It writes every attempt, the results and a report to a folder, and prints the estimates with
+    their intervals.
+
+    Exit statuses: 0 evaluated; 1 every attempt failed; 2 asked wrongly; 3 it cannot go on; 130
+    stopped by Ctrl-C, and the same command goes on.
+    """,
+)
 def evaluate(
     policy: Annotated[
         str,
         typer.Argument(
+            metavar="POLICY",
+            autocompletion=completions.runs,
             help="Run folder, folder of a model, a model's id, or the URL of an OpenAI-compatible "
-            "endpoint, such as http://127.0.0.1:8000/v1"
+            "endpoint, such as http://127.0.0.1:8000/v1",
         ),
     ],
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Model behind the endpoint")
     ] = None,
-    env: Annotated[str | None, typer.Option(help="Environment; default: the run's")] = None,
-    split: Annotated[str, typer.Option(help="Task split")] = "test",
-    k: Annotated[int, typer.Option("-k", "--k", help="Attempts at each task")] = 1,
-    tasks: Annotated[int | None, typer.Option(help="Only the first so many tasks")] = None,
+    env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            autocompletion=completions.environments,
+            help="Environment",
+            show_default="the run's",
+        ),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(metavar="SPLIT", autocompletion=completions.splits, help="Task split")
+    ] = "test",
+    k: Annotated[int, typer.Option("--k", metavar="N", help="Attempts at each task")] = 1,
+    tasks: Annotated[
+        int | None, typer.Option(metavar="N", help="Only the first so many tasks")
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a key: --set rollout.temperature=0.6"
+            "--set",
+            metavar="KEY=VALUE",
+            autocompletion=completions.changes,
+            help="Change a key: --set rollout.temperature=0.6. Given again, another; the value is "
+            "TOML, and a table is merged into what is there",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to keep it in; default: in RUN/evals, or in evals")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder to keep it in",
+            show_default="a new one in RUN/evals, or in evals",
+        ),
     ] = None,
     lm_eval: Annotated[
         str | None,
@@ -207,8 +242,6 @@ def evaluate(
     is read from the environment variable OPENAI_API_KEY, or from the one that --set
     endpoint.key_variable=NAME names; endpoint.at_a_time and endpoint.deadline are how many requests
     there are at a time, and the seconds that each may take.
-
-    Exits with status 1 where every attempt failed, and with 130 at Ctrl-C.
     """
     from isentrope.config import nested, parse_settings
 
@@ -234,7 +267,7 @@ def evaluate(
     if env is not None:
         changes["env"] = {"id": env, **changes.get("env", {})}
     place = Path(policy) / "evals" if is_run(Path(policy)) else Path("evals")
-    with _stopped_by_ctrl_c(), EvaluationView(_console) as view:
+    with _stopped_by_ctrl_c(), EvaluationView(console) as view:
         result = isentrope.evaluate(
             evaluated,
             split=split,
@@ -244,14 +277,13 @@ def evaluate(
             on_attempt=view,
             **changes,
         )
-    print_evaluation(_console, result)
-    _console.print(f"Kept in: {result.path}", highlight=False, markup=False)
-    _console.print(f"Report: {isentrope.report(result)}", highlight=False, markup=False)
+    print_evaluation(console, result)
+    console.print(f"Kept in: {result.path}", highlight=False, markup=False)
+    console.print(f"Report: {isentrope.report(result)}", highlight=False, markup=False)
     if result.failed == len(result.attempts):
         error = (result.attempts[0].error or "").strip()
-        told = f"[bold red]error:[/] Every attempt failed. The first:\n{_escaped(error)}"
-        Console(stderr=True).print(told, soft_wrap=True)
-        raise typer.Exit(1)
+        print_error(f"Every attempt failed. The first:\n{error}")
+        raise typer.Exit(FOUND_WRONG)
 
 
 def _endpoint(policy: str, model: str | None, changes: dict[str, Any]) -> Endpoint:
@@ -282,7 +314,7 @@ def _score_by_lm_eval(
     import isentrope
     from isentrope.scoreboard import print_lm_eval
 
-    print_lm_eval(_console, isentrope.lm_eval(policy, tasks, out=out, **settings))
+    print_lm_eval(console, isentrope.lm_eval(policy, tasks, out=out, **settings))
 
 
 @contextmanager
@@ -292,19 +324,164 @@ def _stopped_by_ctrl_c() -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         for note in getattr(interrupt, "__notes__", ["Stopped before the first attempt."]):
-            _console.print(note, highlight=False, markup=False)
-        raise typer.Exit(130) from None
+            console.print(note, highlight=False, markup=False)
+        raise typer.Exit(INTERRUPTED) from None
 
 
-@app.command()
+@app.command(
+    rich_help_panel=_LOOK,
+    epilog="""
+    Examples:
+
+        isentrope report runs/first
+        isentrope report runs/first/evals/arithmetic-test-0c9e --out page.html
+
+    Exit statuses: 0 written; 2 there is no run or evaluation, or the page cannot be written.
+    """,
+)
+def report(
+    of: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a run or an evaluation",
+            metavar="FOLDER",
+            autocompletion=completions.runs_and_evaluations,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Page to write", show_default="FOLDER/report.html"),
+    ] = None,
+) -> None:
+    """Write a page about a run or an evaluation, finished or not: one file, no network needed."""
+    import isentrope
+
+    page = isentrope.report(of, out)
+    console.print(f"Report: {page}", highlight=False, markup=False)
+
+
+@app.command(
+    rich_help_panel=_LOOK,
+    epilog="""
+    Examples:
+
+        isentrope view runs/first
+        isentrope view runs/first --port 8080
+
+    It writes nothing, and serves until Ctrl-C.
+
+    Exit statuses: 2 there is no run, or the port is taken; 130 ended by Ctrl-C.
+    """,
+)
+def view(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", autocompletion=completions.runs, help="Run folder"),
+    ],
+    port: Annotated[
+        int,
+        typer.Option(
+            metavar="PORT",
+            min=0,
+            max=65535,
+            help="Port on 127.0.0.1",
+            show_default="one that is free",
+        ),
+    ] = 0,
+) -> None:
+    """Show a run in the browser while it trains: its page, served on this machine alone."""
+    import isentrope
+
+    def tell(address: str) -> None:
+        console.print(f"View: {address} (Ctrl-C ends it)", highlight=False, markup=False)
+
+    isentrope.view(run, port=port, tell=tell)
+    raise typer.Exit(INTERRUPTED)
+
+
+@app.command(
+    rich_help_panel=_LOOK,
+    epilog="""
+    Examples:
+
+        isentrope compare runs/grpo runs/repo-r
+        isentrope compare runs/grpo/evals/* --out evaluations.html
+
+    Exit statuses: 0 written; 2 there is no run or evaluation, or the page cannot be written.
+    """,
+)
+def compare(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Two runs or more, or two evaluations or more",
+            metavar="FOLDER",
+            autocompletion=completions.runs_and_evaluations,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Page to write", show_default="./compare.html"),
+    ] = None,
+) -> None:
+    """Write a page that lays runs, or evaluations, over one another, and lists what differs.
+
+    Evaluations, and those that runs made while they trained, are subtracted from the first's, task
+    by task. Runs that differ in the seed alone are one: its mean, and a band that holds every seed.
+    """
+    import isentrope
+    from isentrope.reporting.pages import compared
+    from isentrope.scoreboard import print_comparison
+
+    page = isentrope.compare(*folders, out=out)
+    for one in compared(folders):
+        print_comparison(console, one)
+    console.print(f"Comparison: {page}", highlight=False, markup=False)
+
+
+@app.command(
+    rich_help_panel=_EXTEND,
+    epilog="""
+    Examples:
+
+        isentrope check arithmetic
+        isentrope check my_package.maze:Maze --set size=3
+        isentrope check entropy-ladder --set knob=repo_r.zeta --set low=0 --set high=1 --on repo-r
+
+    It writes nothing.
+
+    Exit statuses: 0 every check passed; 1 one did not; 2 asked wrongly.
+    """,
+)
 def check(
-    name: Annotated[str, typer.Argument(help="Id of a component", metavar="ID")],
-    kind: Annotated[str | None, typer.Option(help="Where several kinds have the id")] = None,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Id of a component, or package.module:Class of an environment",
+            metavar="ID",
+            autocompletion=completions.checkable,
+        ),
+    ],
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            autocompletion=completions.kinds,
+            help="Its kind, where several have the id",
+        ),
+    ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a field: --set zeta=0.1"),
+        typer.Option("--set", metavar="KEY=VALUE", help="Set one of its fields: --set zeta=0.1"),
     ] = None,
-    on: Annotated[str, typer.Option(help="Recipe that a controller is tried on")] = "grpo",
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            autocompletion=completions.recipes,
+            help="Recipe that a controller is tried on; default: grpo",
+        ),
+    ] = None,
 ) -> None:
     """Check an environment, objective, transform, estimator or controller against its contract."""
     from isentrope.config import parse_settings
@@ -312,47 +489,97 @@ def check(
 
     def show(finding: Finding) -> None:
         colour = "red" if not finding.ok else "default" if finding.ran else "yellow"
-        _console.print(f"  [{colour}]{_escaped(str(finding))}[/]", highlight=False)
+        console.print(f"  [{colour}]{escape(str(finding))}[/]", highlight=False)
 
-    with _console.status(f"Checks {_escaped(name)}"):  # nothing, where there is no terminal
+    with console.status(f"Checks {escape(name)}"):  # nothing, where there is no terminal
         report = check(name, kind, on=on, on_finding=show, **parse_settings(setting or ()))
     colour = "default" if report.ok else "red"
-    _console.print(f"[{colour}]{_escaped(report.summary)}[/]", highlight=False)
+    console.print(f"[{colour}]{escape(report.summary)}[/]", highlight=False)
     if not report.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(FOUND_WRONG)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=_EXTEND,
+    epilog="""
+    Examples:
+
+        isentrope new env word-chain
+        isentrope new controller slow-start --out plugins/slow-start
+
+    It writes a folder: pyproject.toml, README.md, the package and its tests.
+
+    Exit statuses: 0 written; 2 asked wrongly: a name that is taken, or a folder that is there.
+    """,
+)
 def new(
-    kind: Annotated[str, typer.Argument(help="env, objective or controller", metavar="KIND")],
-    name: Annotated[str, typer.Argument(help="Of the distribution and of what it brings")],
-    into: Annotated[Path | None, typer.Option(help="Folder; default: the present one")] = None,
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="env, objective or controller",
+            metavar="KIND",
+            autocompletion=completions.new_kinds,
+        ),
+    ],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Of the distribution and of what it brings")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder to write", show_default="./NAME"),
+    ] = None,
 ) -> None:
     """Write a distribution that brings a component: a toy that works, with tests, to be changed."""
     from isentrope.scaffold import new
 
-    folder = new(kind, name, into)
-    _console.print(f"{folder}: next", highlight=False, markup=False)
-    _console.print(f"  cd {folder}", highlight=False, markup=False)
-    _console.print("  pip install -e '.[test]'", highlight=False, markup=False)
-    _console.print("  pytest", highlight=False, markup=False)
+    folder = new(kind, name, out)
+    console.print(f"{folder}: next", highlight=False, markup=False)
+    console.print(f"  cd {folder}", highlight=False, markup=False)
+    console.print("  pip install -e '.[test]'", highlight=False, markup=False)
+    console.print("  pytest", highlight=False, markup=False)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=_MACHINE,
+    epilog="""
+    Example:
+
+        isentrope doctor
+
+    It writes nothing. What it prints belongs into a report of a bug.
+
+    Exit statuses: 0 nothing is broken, though parts may be absent; 1 a part is broken.
+    """,
+)
 def doctor() -> None:
-    """Say what of this machine and installation works; exits with status 1 if a part is broken."""
-    from isentrope.doctor import diagnose
+    """Say what of this machine and installation works, and how to mend the rest."""
+    from isentrope.doctor.rounds import diagnose
 
-    colours, broken = {"ok": "green", "absent": "yellow", "broken": "red"}, False
+    colours = {"ok": "green", "absent": "yellow", "broken": "red"}
+    counts = dict.fromkeys(colours, 0)
     for found in diagnose():
+        counts[found.state] += 1
         state = f"[{colours[found.state]}]{found.state:<7}[/]"
-        _console.print(f"{state} {_escaped(f'{found.name}: {found.message}')}", highlight=False)
-        broken |= found.state == "broken"
+        console.print(f"{state} {escape(f'{found.name}: {found.message}')}", highlight=False)
+        if found.fix:
+            console.print(f"        fix: {escape(found.fix)}", highlight=False)
+    ok, absent, broken = counts.values()
+    console.print(f"{ok} fine, {absent} absent, {broken} broken", highlight=False)
     if broken:
-        raise typer.Exit(1)
+        raise typer.Exit(FOUND_WRONG)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=_EXTEND,
+    epilog="""
+    Examples:
+
+        isentrope plugins
+        isentrope plugins | grep broken
+
+    Exit status: 0, whatever is broken; `isentrope doctor` has 1 then.
+    """,
+)
 def plugins() -> None:
     """List every component, where it comes from, and what is wrong with it."""
     from isentrope.plugins import registry
@@ -363,12 +590,21 @@ def plugins() -> None:
     table.add_column("summary")
     for row in registry().rows:
         colour = "green" if row.state == "ok" else "red"
-        cells = map(_escaped, (row.id, row.kind, row.distribution, row.version))
-        table.add_row(*cells, f"[{colour}]{row.state}[/]", _escaped(row.summary))
-    _console.print(table)
+        cells = map(escape, (row.id, row.kind, row.distribution, row.version))
+        table.add_row(*cells, f"[{colour}]{row.state}[/]", escape(row.summary))
+    console.print(table)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=_EXTEND,
+    epilog="""
+    Example:
+
+        isentrope envs
+
+    Exit status: 0.
+    """,
+)
 def envs() -> None:
     """List the environments, their splits, and the command that one needs to be run first."""
     from isentrope.plugins import registry
@@ -379,67 +615,10 @@ def envs() -> None:
         assert isinstance(spec, EnvSpec)  # the hook takes no other
         there = spec.python is None or Path(spec.python).is_file()
         cells = (name, ", ".join(spec.splits), "" if there else spec.setup, spec.summary)
-        table.add_row(*map(_escaped, cells))
-    _console.print(table)
-
-
-@app.command()
-def report(
-    of: Annotated[Path, typer.Argument(help="Folder of a run or an evaluation", metavar="FOLDER")],
-    out: Annotated[Path | None, typer.Option(help="File; default: FOLDER/report.html")] = None,
-) -> None:
-    """Write a page about a run or an evaluation, finished or not: one file, no network needed."""
-    import isentrope
-
-    page = isentrope.report(of, out)
-    _console.print(f"Report: {page}", highlight=False, markup=False)
-
-
-@app.command()
-def view(
-    run: Annotated[Path, typer.Argument(help="Run folder", metavar="RUN")],
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; default: one that is free")] = 0,
-) -> None:
-    """Show a run in the browser while it trains: its page, served on this machine alone."""
-    import isentrope
-
-    def tell(address: str) -> None:
-        _console.print(f"View: {address} (Ctrl-C ends it)", highlight=False, markup=False)
-
-    isentrope.view(run, port=port, tell=tell)
-
-
-@app.command()
-def compare(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(help="Two runs or more, or two evaluations or more", metavar="FOLDER..."),
-    ],
-    out: Annotated[Path | None, typer.Option(help="File; default: ./compare.html")] = None,
-) -> None:
-    """Write a page that lays runs, or evaluations, over one another, and lists what differs.
-
-    Evaluations are subtracted from the first, task by task.
-    """
-    import isentrope
-    from isentrope.evaluation.records import is_evaluation
-    from isentrope.scoreboard import print_comparison
-
-    page = isentrope.compare(*folders, out=out)
-    if is_evaluation(folders[0]):
-        first, *others = (isentrope.Evaluation.read(folder) for folder in folders)
-        for folder, other in zip(folders[1:], others, strict=True):
-            k = min(first.k, other.k)
-            print_comparison(_console, str(folder), str(folders[0]), other.against(first), k)
-    _console.print(f"Comparison: {page}", highlight=False, markup=False)
+        table.add_row(*map(escape, cells))
+    console.print(table)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    if _FIRST:
+    if FIRST:
         print(f"warning: {message}", file=sys.stderr)
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -23,8 +23,8 @@ from isentrope.engines import EngineConfig
 from isentrope.environments import Guard, TaskSet, TextEnv
 from isentrope.errors import ConfigError, IsentropeError, PluginError, UnknownNameError, within
 from isentrope.models import ModelConfig
-from isentrope.plugins import registry
-from isentrope.specs import EnvRef, EnvSpec, Kind, load_entry_point
+from isentrope.plugins import load, registry
+from isentrope.specs import EnvRef, EnvSpec, Kind
 from isentrope.structuring import (
     build,
     edit,
@@ -91,7 +91,7 @@ def make_apart(env_id: str, **config: Any) -> TextEnv:
     """Make an environment where its record says that it runs: in a worker with deadlines, or here.
 
     Of one in a worker, tasks are known by their ids alone, and what it does wrong is a
-    `WorkerError`. Raises what `make` raises.
+    ``WorkerError``. Raises what `make` raises.
     """
     spec = env_spec(env_id)
     if spec.isolation == "none" or sys.platform != "linux":
@@ -219,18 +219,6 @@ def id_of(instance: object) -> str:
     return path
 
 
-def load(entry_point: str, what: str) -> Any:
-    """Import what a plugin's entry point names; `what` is that, for the error.
-
-    Raises `PluginError` where it does not import.
-    """
-    try:
-        return load_entry_point(entry_point)
-    except (Exception, SystemExit) as error:  # a plugin's module may do anything at import
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
-        raise PluginError(f"The {what} ({entry_point}) failed to import: {reason}.") from error
-
-
 def _override(
     algorithm: Algorithm, overrides: Mapping[str, Any], also: Iterable[str] = ()
 ) -> Algorithm:
@@ -343,6 +331,11 @@ def _read_env(value: Any) -> EnvRef:
     if isinstance(value, EnvRef):
         return value
     if isinstance(value, type) and issubclass(value, TextEnv):
+        if "<locals>" in value.__qualname__:
+            raise ConfigError(
+                f"The environment {value.__qualname__} is defined in a function, where nothing "
+                "else can find it: define it at the top of its module."
+            )
         value = f"{value.__module__}:{value.__qualname__}"
     table = _table(value, "environment")
     if ":" not in table["id"]:

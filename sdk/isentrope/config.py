@@ -14,8 +14,8 @@ from attrs import field, frozen, validators
 
 from isentrope.algorithms import Algorithm
 from isentrope.components import component, id_of, make
-from isentrope.engines import EngineConfig, Sampling
-from isentrope.errors import ConfigError, IsentropeError, UnknownNameError, within
+from isentrope.engines import EngineConfig, EngineUse, Sampling
+from isentrope.errors import ConfigError, IsentropeError, UnknownNameError, nearest_path, within
 from isentrope.models import ModelConfig
 from isentrope.plugins import registry
 from isentrope.specs import EnvRef
@@ -231,12 +231,17 @@ class TrainConfig:
     checkpoint_every: int = field(default=10, validator=_one_or_more)
     """Iterations between checkpoints; there is always one at the end."""
     trackers: tuple[TrackerConfig, ...] = field(default=(), converter=tuple)
-    """What shows the run elsewhere while it trains: `tensorboard`, `wandb`, ..."""
+    """What shows the run elsewhere while it trains: ``tensorboard``, ``wandb``, ..."""
     out: Path | None = None
     """Run folder; None: a new one under ``runs/``."""
 
     def __attrs_post_init__(self) -> None:
         """Check what only the whole can tell."""
+        self.check_composition()
+        self.count_tasks()
+
+    def check_composition(self) -> None:
+        """Raise `ConfigError` where parts do not go together; the environment is not made."""
         with_ratio = self.algorithm.with_ratio
         if with_ratio and (self.rollout.top_p < 1 or self.rollout.top_k > 0):
             raise ConfigError(
@@ -271,13 +276,31 @@ class TrainConfig:
                 "The algorithm compares the policy with the one that the run starts from, which is "
                 "kept only where adapters are trained: set learner.lora = {}."
             )
+
+    def engine_use(self, context: int) -> EngineUse:
+        """Return what the run does with its engine; context: tokens of the longest episode."""
+        return EngineUse(
+            context=context,
+            dtype=self.learner.dtype,
+            rank=None if self.learner.lora is None else self.learner.lora.r,
+            staleness=self.rollout.staleness,
+        )
+
+    def count_tasks(self) -> dict[str, int]:
+        """Make the environment, and return how many tasks each split has that the run uses.
+
+        Raises `ConfigError` where it cannot be made, or has no tasks in a split.
+        """
         with within("env"):
             env = make(self.env.id, **self.env.config)
+        found: dict[str, int] = {}
         for split, place in self._splits():
             with within(place):
                 if not env.tasks[split]:
                     raise ConfigError(f"{split!r} of {self.env.id!r} has no tasks.")
+                found[split] = len(env.tasks[split])
         env.close()
+        return found
 
     def _check_log_probs_suffice(self) -> None:
         """Refuse what needs more of the head than cut-cross-entropy has."""
@@ -299,10 +322,12 @@ class TrainConfig:
 def read_config(
     source: TrainConfig | Mapping[str, Any] | str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    kind: type[TrainConfig] = TrainConfig,
 ) -> TrainConfig:
     """Make a `TrainConfig` from a TOML file, a mapping or another one, with changes on top.
 
-    overrides: keys, dotted or nested, to values; tables are merged, all else is replaced.
+    overrides: keys, dotted or nested, to values; tables are merged, all else is replaced. kind:
+    what to make, of the same fields.
 
     Raises `ConfigError`, with the nearest right name where one is wrong.
     """
@@ -319,7 +344,7 @@ def read_config(
             if isinstance(data.get(key), Mapping):
                 data[key] = {"id": default, **data[key]}
         _check_complete(data)
-        return structure(data, TrainConfig)
+        return structure(data, kind)
     except IsentropeError as error:
         if isinstance(source, (str, Path)):
             error.place = f"{source}, {error.place}" if error.place else str(source)
@@ -348,7 +373,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"Config file {path} cannot be read: {error.strerror}.") from error
+        raise ConfigError(
+            f"Config file {path} cannot be read: {error.strerror}.{nearest_path(path)}"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"Config file {path} is not valid TOML: {error}.") from error
 

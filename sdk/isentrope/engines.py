@@ -97,11 +97,11 @@ class WeightsRef:
     """Every parameter and buffer by its name in the plain transformers model, LoRA merged in.
 
     They may alias the learner's own: an engine copies what it keeps. Empty for one that
-    `takes_adapters`.
+    ``takes_adapters``.
     """
     adapter: Adapter | None = field(default=None, repr=False)
     """What the policy adds to the model that the engine was built with, for one that
-    `takes_adapters`."""
+    ``takes_adapters``."""
 
 
 @frozen(kw_only=True)
@@ -135,7 +135,7 @@ class Engine(Protocol):
     - ``async generate_on_each(prompt, sampling) -> Sequence[Completion]``: one completion from each
       of its servers, for the proof that all of them have what was published.
     - ``async rest()`` and ``async wake()``: give up the accelerator's memory while the learner is
-      at work, and take it back. Called in turns, `rest` with nothing in flight.
+      at work, and take it back. Called in turns, ``rest`` with nothing in flight.
     - ``counts() -> Mapping[str, float]``: what there is to count since it was built, by name.
     """
 
@@ -176,6 +176,14 @@ class EngineConfig(Protocol):
     - ``takes_adapters = True``: publications bring an `Adapter`, not all weights.
     - ``proven = True``: after each publication the run has it sample, on every server, and compares
       with the learner's own log-probs; ``tolerance``, nats, may be a field of it.
+
+    For `isentrope.plan`, which builds none, it may also have:
+
+    - ``memory(model, use, at_once) -> Mapping[str, int]``: bytes that its engine takes of this
+      process's device, by what for, with so many completions at once; `model` is one without
+      numbers, on torch's meta device. ``"weights"`` are there all the time, all else while
+      sampling. Raises what `build` raises.
+    - ``missing() -> str | None``: one sentence, what `build` needs that is not on this machine.
     """
 
     def build(self, model: LanguageModel, use: EngineUse) -> Engine:

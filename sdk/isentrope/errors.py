@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -16,7 +17,7 @@ class IsentropeError(Exception):
     """Base of every error that Isentrope raises on purpose."""
 
     place = ""
-    """Where in the configuration, such as ``"rollout.group"``; `within` adds it on the way out."""
+    """Where in the configuration, such as ``"rollout.group"``; added on the way out."""
     rank: int | None = None
     """The only rank of several that met it; None: all of them did, or there is but one."""
 
@@ -80,10 +81,20 @@ def within(key: str) -> Iterator[None]:
         raise
 
 
+def nearest_path(path: Path) -> str:
+    """Return ``" Did you mean 'x'?"`` where something like a path that does not exist is there."""
+    if path.exists():
+        return ""
+    beside = sorted(other.name for other in path.absolute().parent.glob("*"))
+    close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
+    return f" Did you mean {str(path.with_name(close[0]))!r}?" if close else ""
+
+
 def nearest(name: str, options: Iterable[str], limit: int = 12) -> str:
     """Return ``" Did you mean 'x'?"`` where something is close, and what exists where it is not."""
     known = sorted(options)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    swapped = [option for option in known if sorted(option) == sorted(name)]
+    close = swapped or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f" Did you mean {close[0]!r}?"
     if not known:

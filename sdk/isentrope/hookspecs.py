@@ -24,6 +24,7 @@ from isentrope.specs import ComponentSpec, EnvSpec
 
 hookspec = pluggy.HookspecMarker("isentrope")
 hookimpl = pluggy.HookimplMarker("isentrope")
+"""Marks a function of a plugin as a hook: the decorator ``@hookimpl``."""
 
 KINDS_OF_HOOK: dict[str, tuple[str, ...]] = {
     "isentrope_environments": ("environment",),
@@ -92,6 +93,7 @@ def isentrope_commands() -> Sequence[ComponentSpec]:
 def isentrope_checks() -> Sequence[ComponentSpec]:
     """Return what ``isentrope doctor`` asks (kind ``check``).
 
-    Each names a function without arguments that yields `Diagnosis` records.
+    Each names a function without arguments that yields `Diagnosis` records; each of what is not ok
+    has a fix.
     """
     return ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -29,6 +30,7 @@ from isentrope.tracking import Tracking, check_trackers
 from isentrope.workers.nursery import kept_warm
 
 if TYPE_CHECKING:
+    from isentrope.episodes import Episode
     from isentrope.learner.checkpoints import Progress
     from isentrope.trainer import Trainer
 
@@ -50,11 +52,12 @@ def train(
     ``train(env="arithmetic", algorithm=recipe("repo-r"), rollout={"tasks": 16}, iterations=50)``.
     on_iteration: called with each iteration's metrics, as they are written.
 
-    init: a folder to take the policy from (``run.best``, ``run.policy``), in place of `model`; the
-    optimizer is fresh, and so is the entropy to hold, unless `initial_entropy` says otherwise.
+    init: a folder to take the policy from (``run.best``, ``run.policy``), in place of ``model``;
+    the optimizer is fresh, and so is the entropy to hold, unless ``initial_entropy`` says
+    otherwise.
 
     resume: a run to go on with, in place of `config`, exactly as if it had never stopped; of its
-    configuration only `iterations` and `trackers` may be changed.
+    configuration only ``iterations`` and ``trackers`` may be changed.
 
     Ctrl-C, or SIGTERM, stops at the iteration's end with everything saved; a second Ctrl-C stops at
     once, and loses what came after the last checkpoint.
@@ -70,7 +73,7 @@ def train(
         overrides["model"] = {"id": "pretrained", "path": str(init)}
     if resume is not None:
         run = resume if isinstance(resume, Run) else Run(Path(resume))
-        resumed = _resumed(run, config, overrides)
+        resumed = resumed_config(run, config, overrides)
         check_trackers(resumed.trackers)
         text = _as_text(attrs.evolve(resumed, out=None))
         return off_loop(lambda: _train(resumed, text, lambda: run, listener, new=False))
@@ -159,9 +162,10 @@ def _iterate(
             metrics, episodes, tokens = trainer.iterate(runner)
             metrics["seconds/checkpoint"], held_up = held_up, 0.0
             metrics["stopped"] = _nothing_to_learn(config, progress)
-            metrics |= _evaluation(config, trainer, run, runner) | tracking.metrics()
+            evaluated = _evaluate(config, trainer, run, runner, metrics)
+            metrics |= tracking.metrics()
             with _writing(run, progress.iteration):
-                ranks.by_first(lambda: run.record(metrics, episodes, tokens))  # noqa: B023  # now
+                ranks.by_first(lambda: run.record(metrics, episodes, tokens, evaluated))  # noqa: B023  # now
                 tracking.log(metrics)  # before the checkpoint: what is not told is run again
                 if progress.iteration % config.checkpoint_every == 0:
                     begun = time.perf_counter()
@@ -187,7 +191,8 @@ def _prepare(run: Run, config: TrainConfig, progress: Progress, damaged: Sequenc
             "without one, all of them would be lost. Put it back, or begin another run."
         )
     if lost := recorded - progress.iteration:
-        warnings.warn(f"The last {lost} recorded iterations are run again.", stacklevel=3)
+        last = "iteration is" if lost == 1 else f"{lost} iterations are"
+        warnings.warn(f"The last recorded {last} run again.", stacklevel=3)
     run.rewind(progress.iteration)
     if not _ended(config, progress):
         shutil.rmtree(run.policy, ignore_errors=True)  # of an earlier end, now outdated
@@ -209,10 +214,18 @@ def _as_text(config: TrainConfig) -> str:
         text = to_toml(config)
     except TypeError as error:
         raise ConfigError(f"The configuration cannot be written as TOML: {error}.") from error
+    own = list(dict.fromkeys(re.findall(r'"(__main__:[^"]+|[^":]+:[^"]*<locals>[^"]*)"', text)))
+    if own:
+        warnings.warn(
+            "This run cannot be resumed from its folder: only this process can find what a script, "
+            f"a notebook or a function defines ({', '.join(own)}). Put it into a module.",
+            stacklevel=4,
+        )
     try:
         same = unstructure(read_config(tomllib.loads(text))) == unstructure(config)
-    except PluginError as error:  # a class of a script or a notebook, say
-        warnings.warn(f"This run cannot be resumed from its folder: {error}", stacklevel=3)
+    except PluginError as error:
+        if not own:
+            warnings.warn(f"This run cannot be resumed from its folder: {error}", stacklevel=4)
         return text
     if not same:
         raise ConfigError(
@@ -223,21 +236,33 @@ def _as_text(config: TrainConfig) -> str:
     return text
 
 
-def _evaluation(config: TrainConfig, trainer: Trainer, run: Run, runner: Runner) -> dict[str, Any]:
-    """Evaluate when it is time to, and keep the policy if it is the best so far."""
+def _evaluate(
+    config: TrainConfig, trainer: Trainer, run: Run, runner: Runner, metrics: dict[str, Any]
+) -> list[Episode]:
+    """Evaluate when it is time to, and keep the policy if it is the best so far.
+
+    Adds what it came to to the iteration's metrics; returns its episodes.
+    """
     progress = trainer.progress
     if config.evaluation is None or progress.iteration % config.evaluation.every:
-        return {}
-    metrics = trainer.evaluate(config.evaluation, runner)
+        return []
+    found, episodes, counts = trainer.evaluate(config.evaluation, runner)
+    metrics |= found | {name: metrics.get(name, 0) + count for name, count in counts.items()}
     score = metrics["eval/success"]  # NaN: every episode failed, or no success is ever said
     if math.isfinite(score) and (progress.best is None or score > progress.best):
         progress.best = score
         with _writing(run, progress.iteration):
             _put(trainer, run, run.path / "best")
-    return metrics
+    return episodes
 
 
-def _resumed(run: Run, config: object, overrides: Mapping[str, Any]) -> TrainConfig:
+def resumed_config(
+    run: Run,
+    config: object,
+    overrides: Mapping[str, Any],
+    kind: type[TrainConfig] = TrainConfig,
+) -> TrainConfig:
+    """Return the configuration of a run to go on with; raise `ConfigError` where it cannot."""
     if config is not None or overrides.keys() - {"iterations", "trackers"}:
         given = ", ".join(sorted(overrides)) or "a config"
         raise ConfigError(
@@ -245,7 +270,7 @@ def _resumed(run: Run, config: object, overrides: Mapping[str, Any]) -> TrainCon
             f"`trackers` may be changed; got {given}. To begin another run from its policy, leave "
             'out `resume` and set model = {id = "pretrained", path = ".../policy"}.'
         )
-    resumed = read_config(run.path / "config.toml", overrides)
+    resumed = read_config(run.path / "config.toml", overrides, kind)
     if resumed.iterations < (done := len(run.metrics)):
         raise ConfigError(
             f"{run.path} has {done} iterations already; got iterations = {resumed.iterations}."
@@ -257,7 +282,8 @@ def _name(config: TrainConfig) -> str:
     """Name a run that came from no file by its environment and what it learns with."""
     algorithm = config.algorithm
     parts = [type(part).__name__ for part in (algorithm.objective, *algorithm.transforms)]
-    return "-".join([config.env.id, *([algorithm.recipe] if algorithm.recipe else parts)]).lower()
+    env = config.env.id.rpartition(":")[2]
+    return "-".join([env, *([algorithm.recipe] if algorithm.recipe else parts)]).lower()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from isentrope.specs import EnvRef
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @frozen
@@ -61,6 +62,7 @@ class LanguageModel:
 
         Raises `ConfigError` with transformers' own reason where it cannot be loaded.
         """
+        cls.check_path(path)
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -76,6 +78,39 @@ class LanguageModel:
                 reason = " ".join(str(error).split())
                 raise ConfigError(f"Model {str(path)!r} cannot be loaded: {reason}") from error
         return cls(model, tokenizer, None if revision else str(path))
+
+    @staticmethod
+    def check_path(path: str | Path) -> None:
+        """Raise `ConfigError` for a folder that is not there, so that no hub is asked for it.
+
+        What has one slash at most, and is like no folder that there is, may be a name on the hub.
+        """
+        name, folder = str(path), Path(path).expanduser().absolute()
+        if folder.exists():
+            return
+        beside = [str(Path(path).with_name(other.name)) for other in folder.parent.glob("*/")]
+        close = difflib.get_close_matches(name, beside, n=1, cutoff=0.8)
+        if name.startswith(("/", ".", "~")) or name.count("/") > 1 or close:
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"{folder} does not exist.{hint}")
+
+    @staticmethod
+    def architecture(path: str | Path, *, revision: str | None = None) -> PreTrainedConfig:
+        """Read the config alone of what `load` would load.
+
+        Raises `ConfigError` where it is not to be had.
+        """
+        LanguageModel.check_path(path)
+        from transformers import AutoConfig
+
+        try:
+            found: PreTrainedConfig = AutoConfig.from_pretrained(path, revision=revision)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"The config of model {str(path)!r} is not to be had: name a folder that has its "
+                "config.json, or a name on the hub where that can be reached, or was before."
+            ) from error
+        return found
 
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write model and tokenizer in transformers' own format.
@@ -121,7 +156,14 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 class ModelConfig(Protocol):
-    """A frozen config that builds a model: what a ``model`` component's entry point names."""
+    """A frozen config that builds a model: what a ``model`` component's entry point names.
+
+    For `isentrope.plan`, which builds none, it may also have:
+
+    - ``device``: a field, the torch device of the model that it builds; without it, ``"cpu"``.
+    - ``architecture() -> PreTrainedConfig``: transformers' config of that model.
+    - ``missing() -> str | None``: one sentence, what `build` needs that is not on this machine.
+    """
 
     def build(self, env: EnvRef) -> LanguageModel:
         """Load or make the model; `env` is the run's, for models that warm up on it.

@@ -72,7 +72,7 @@ class TokenBatch:
     def entropy(self) -> Tensor:
         """[T] float32, nats, with gradient: exact entropy of each token's full distribution.
 
-        Raises `ConfigError` unless a part of the algorithm `needs` it.
+        Raises `ConfigError` unless a part of the algorithm ``needs`` it.
         """
         return _computed("entropy", self._entropy)
 
@@ -83,7 +83,7 @@ class TokenBatch:
         ``-(pi * L - sum_a pi_a^2 L_a)`` with ``L = log pi + H``, for a unit step in the logits
         (paper, Cor. 2).
 
-        Raises `ConfigError` unless a part of the algorithm `needs` it.
+        Raises `ConfigError` unless a part of the algorithm ``needs`` it.
         """
         return _computed("entropy_response", self._entropy_response)
 
@@ -93,7 +93,7 @@ class TokenBatch:
 
         Known where adapters are trained, which can be switched off.
 
-        Raises `ConfigError` unless a part of the algorithm `needs` it.
+        Raises `ConfigError` unless a part of the algorithm ``needs`` it.
         """
         return _computed("reference_logp", self._reference_logp)
 
@@ -178,9 +178,10 @@ class TokenPart(Component):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the learner must compute for this part: a subset of `NEEDS`.
+        """What the learner must compute for this part: fields of `TokenBatch`.
 
-        A class attribute does: ``needs = frozenset({"entropy"})``.
+        One or more of ``entropy``, ``entropy_response`` and ``reference_logp``. A class
+        attribute does: ``needs = frozenset({"entropy"})``.
         """
         return frozenset()
 
@@ -190,8 +191,9 @@ class TokenPart(Component):
         Called once per minibatch, before it is split into micro-batches: statistics over the
         minibatch (a mean, a quantile) belong here, so that the split changes nothing. In
         `minibatch`, everything is of the policy that the iteration began with and carries no
-        gradient: `logp` is `old_logp`, and what the part `needs` is there. `advantage` is what the
-        transforms before this one make of the estimator's; for a loss, what all of them do.
+        gradient: ``logp`` is ``old_logp``, and what the part `needs` is there. ``advantage`` is
+        what the transforms before this one make of the estimator's; for a loss, what all of them
+        do.
         """
         del minibatch
         return self
@@ -221,7 +223,8 @@ class AdvantageTransform(TokenPart):
 
     corrects_sampling: ClassVar[bool] = False
     """True where it weighs tokens by how likely the present policy is to sample them, against the
-    one that did (`TokenBatch.engine_logp`): what collecting ahead of learning needs."""
+    one that did (`TokenBatch.engine_logp`): what collecting ahead of learning needs. Such a one is
+    the last."""
 
     @abstractmethod
     def __call__(self, batch: TokenBatch) -> Tensor:
@@ -269,7 +272,7 @@ class Controller(ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What must be measured of the experience: ``{"entropy"}`` for `exact_entropy`."""
+        """What must be measured of the experience: ``{"entropy"}`` for the exact one."""
         return frozenset()
 
     absolute: ClassVar[bool] = False

@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 
 from isentrope import hookspecs
 from isentrope.errors import PluginError, UnknownNameError, nearest
-from isentrope.specs import ComponentSpec, EnvSpec
+from isentrope.specs import ComponentSpec, EnvSpec, load_entry_point
 
 GROUP = "isentrope"
 Spec = ComponentSpec | EnvSpec
@@ -89,6 +89,18 @@ class Registry:
 def registry() -> Registry:
     """Load every installed plugin, once; never called by ``import isentrope``."""
     return load_plugins(distributions())
+
+
+def load(entry_point: str, what: str) -> Any:
+    """Import what a plugin's entry point names; `what` is that, for the error.
+
+    Raises `PluginError` where it does not import.
+    """
+    try:
+        return load_entry_point(entry_point)
+    except (Exception, SystemExit) as error:  # a plugin's module may do anything at import
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        raise PluginError(f"The {what} ({entry_point}) failed to import: {reason}.") from error
 
 
 def load_plugins(found: Iterable[Distribution]) -> Registry:

@@ -2,15 +2,16 @@
 
 ::
 
-    config.toml      the resolved configuration; `isentrope train` takes it again
-    run.json         the folder's format, and the versions it was made with
-    metrics.jsonl    one object per iteration
-    episodes.jsonl   one object per episode, failed ones with their traceback
-    tokens/          what an iteration knew of its tokens, a file for each (`Run.tokens`)
-    checkpoints/     what `isentrope train --resume` goes on from
-    policy/          the final policy, in transformers' own format
-    trackers/        what each tracker keeps and prints, if there are any
-    best/            the policy with the best evaluation, if there were any
+    config.toml        the resolved configuration; `isentrope train` takes it again
+    run.json           the folder's format, and the versions it was made with
+    metrics.jsonl      one object per iteration
+    episodes.jsonl     one object per episode, failed ones with their traceback
+    evaluations.jsonl  one object per attempt of the evaluations, if there were any
+    tokens/            what an iteration knew of its tokens, a file for each (`Run.tokens`)
+    checkpoints/       what `isentrope train --resume` goes on from
+    policy/            the final policy, in transformers' own format
+    trackers/          what each tracker keeps and prints, if there are any
+    best/              the policy with the best evaluation, if there were any
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 
 from isentrope.episodes import Episode
-from isentrope.errors import ConfigError
+from isentrope.errors import ConfigError, nearest_path
 
 if TYPE_CHECKING:
     from isentrope.config import TrainConfig
 
 FORMAT = 1
+_LINES = ("episodes.jsonl", "evaluations.jsonl", "metrics.jsonl")
 _PACKAGES = ("isentrope", "torch", "transformers", "peft", "gymnasium", "numpy")
 
 
@@ -54,7 +56,9 @@ class Run:
     def __attrs_post_init__(self) -> None:
         """Check that the folder is a run's."""
         if not (self.path / "config.toml").is_file():
-            raise ConfigError(f"{self.path} is not a run folder: it has no config.toml.")
+            raise ConfigError(
+                f"{self.path} is not a run folder: it has no config.toml.{nearest_path(self.path)}"
+            )
         try:
             written = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -106,6 +110,11 @@ class Run:
     def episodes(self) -> list[dict[str, Any]]:
         """One object per episode, in order."""
         return list(_read_lines(self.path / "episodes.jsonl"))
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """One object per attempt of the evaluations, in order (`Evaluation.during` reads them)."""
+        return list(_read_lines(self.path / "evaluations.jsonl"))
 
     @property
     def policy(self) -> Path:
@@ -163,8 +172,12 @@ class Run:
         metrics: Mapping[str, Any],
         episodes: Iterable[Episode],
         tokens: Mapping[str, NDArray[Any]] | None = None,
+        evaluated: Iterable[Episode] = (),
     ) -> None:
-        """Append an iteration; its metrics last, for then the rest is there."""
+        """Append an iteration; its metrics last, for then the rest is there.
+
+        evaluated: the episodes of the evaluation that followed it, if there was one.
+        """
         iteration = int(metrics["iteration"])
         if tokens is not None:
             path = self._tokens(iteration)
@@ -172,8 +185,9 @@ class Run:
             draft = path.with_suffix(".draft")
             _compress(draft, tokens)
             draft.replace(path)
-        lines = ({"iteration": iteration, **episode_record(e)} for e in episodes)
-        _append(self.path / "episodes.jsonl", lines)
+        for name, some in (("episodes.jsonl", episodes), ("evaluations.jsonl", evaluated)):
+            if lines := [{"iteration": iteration, **episode_record(e)} for e in some]:
+                _append(self.path / name, lines)
         _append(self.path / "metrics.jsonl", [metrics])
 
     def rewrite_config(self, config: str) -> None:
@@ -195,8 +209,7 @@ class Run:
 
     def rewind(self, iteration: int) -> None:
         """Forget what was recorded from `iteration` on, and any line that a kill cut short."""
-        for name in ("episodes.jsonl", "metrics.jsonl"):
-            path = self.path / name
+        for path in filter(Path.exists, map(self.path.joinpath, _LINES)):
             kept = [record for record in _read_lines(path) if record["iteration"] < iteration]
             draft = path.with_suffix(".draft")
             draft.unlink(missing_ok=True)

@@ -15,11 +15,11 @@ TEMPLATES = Path(__file__).with_name("templates")
 KINDS = {"env": "environment", "objective": "objective", "controller": "controller"}
 
 
-def new(kind: str, name: str, into: Path | None = None) -> Path:
+def new(kind: str, name: str, out: Path | None = None) -> Path:
     """Write a distribution that brings one component; return its folder.
 
     kind: of `KINDS`. name: of the distribution and of the component, in small letters, digits and
-    dashes. into: the folder that it is written to, by default the present one.
+    dashes. out: the folder to write, by default one of that name in the present one.
 
     Raises `ConfigError` for a name that cannot be, that is taken, or whose folder exists.
     """
@@ -36,12 +36,13 @@ def new(kind: str, name: str, into: Path | None = None) -> Path:
     package = name.replace("-", "_")
     if keyword.iskeyword(package) or find_spec(package) is not None:
         raise ConfigError(f"Python knows {package!r} already; choose another name.")
-    folder = (into or Path()) / name
+    folder = (out or Path(name)).expanduser()
     if folder.exists():
-        raise ConfigError(f"{folder} exists already; choose another name.")
+        raise ConfigError(f"{folder} exists already; choose another --out, or another name.")
     words = name.split("-")
     release = version("isentrope").split(".")
     context = {
+        "folder": folder.absolute().name,
         "distribution": name,
         "package": package,
         "class_name": "".join(word.capitalize() for word in words),
@@ -49,7 +50,13 @@ def new(kind: str, name: str, into: Path | None = None) -> Path:
         "sdk": ".".join(release[:2]),
         "next_sdk": f"{release[0]}.{int(release[1]) + 1}",
     }
-    generate_files(
-        TEMPLATES / kind, {"cookiecutter": context}, str(into or Path()), accept_hooks=False
-    )
+    try:
+        generate_files(
+            TEMPLATES / kind,
+            {"cookiecutter": context},
+            str(folder.absolute().parent),
+            accept_hooks=False,
+        )
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error.strerror or error}.") from error
     return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 from rich.console import Console
@@ -13,10 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from isentrope.evaluation.attempts import Attempt
-from isentrope.evaluation.comparison import Comparison
 from isentrope.evaluation.estimates import Estimate, known, shown, some
 from isentrope.evaluation.result import Evaluation
 from isentrope.live import progress_bar
+
+if TYPE_CHECKING:
+    from isentrope.reporting._paired import Paired
 
 _SECONDS = 20.0
 """Between lines."""
@@ -81,13 +83,19 @@ def print_evaluation(console: Console, result: Evaluation) -> None:
     _say(console, [*tokens, *result.notes()])
 
 
-def print_comparison(console: Console, name: str, other: str, found: Comparison, k: int) -> None:
+def print_comparison(console: Console, one: Paired) -> None:
     """Print what one evaluation has more than another."""
+    if one.found is None:
+        _say(console, [one.problem])
+        return
+    found = one.found.differences
+    most = sum(name.startswith("pass@") for name in found)
     labels = {"success": "success", "reward": "reward"}
-    labels |= {f"pass{sign}{j}": f"pass{sign}{j}" for sign in "@^" for j in some(k)}
-    title = f"{name} less {other}: {found.tasks} common tasks"
-    console.print(_table(title, labels, found.differences, found.tasks, sign="+"))
-    _say(console, found.notes(name, other))
+    labels |= {f"pass{sign}{j}": f"pass{sign}{j}" for sign in "@^" for j in some(most)}
+    when = "" if one.iteration is None else f" at iteration {one.iteration}"
+    title = f"{one.name} minus {one.base}{when}: {one.found.tasks} common tasks"
+    console.print(_table(title, labels, found, one.found.tasks, sign="+"))
+    _say(console, one.found.notes(one.name, one.base))
 
 
 def print_lm_eval(console: Console, results: Mapping[str, Any]) -> None:

@@ -25,6 +25,8 @@ Kind = Literal[
     "check",
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
+CHECKABLE = ("environment", "advantage", "transform", "objective", "controller")
+"""Kinds that can be checked by id; an engine needs a model: `isentrope.testing.check_engine`."""
 Isolation = Literal["none", "process", "episode"]
 """Where an environment runs: in the run's own process, in a worker's, or in a worker of its own for
 each episode."""

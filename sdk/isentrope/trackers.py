@@ -55,7 +55,7 @@ class Tracker(Protocol):
         """Take an iteration's numbers, under the names that ``metrics.jsonl`` has.
 
         Without those that are None, which there was nothing to measure of, and without sentences.
-        Iterations come in order; if the run `rewinds` it, from an earlier one on again.
+        Iterations come in order; if the run ``rewinds`` it, from an earlier one on again.
         """
         ...
 

@@ -23,7 +23,7 @@ from attrs import define, field
 from isentrope.algorithms import Algorithm
 from isentrope.components import make
 from isentrope.config import EarlyStop, EvaluationConfig, TrainConfig
-from isentrope.engines import EngineUse, WeightsRef
+from isentrope.engines import WeightsRef
 from isentrope.environments import Task
 from isentrope.episodes import Episode, Status
 from isentrope.errors import TrainingError
@@ -84,12 +84,7 @@ class Trainer:
         model = ranks.first_then_others(lambda: config.model.build(config.env))
         context = config.rollout.context_within(model.context)
         made: list[RolloutCollector] = []
-        use = EngineUse(
-            context=context,
-            dtype=config.learner.dtype,
-            rank=None if config.learner.lora is None else config.learner.lora.r,
-            staleness=config.rollout.staleness,
-        )
+        use = config.engine_use(context)
         ranks.by_first(
             lambda: made.append(
                 RolloutCollector.of(
@@ -157,22 +152,32 @@ class Trainer:
             return
         rehearse(self.learner, self.context, self.config.algorithm.needs_of_experience)
 
-    def evaluate(self, config: EvaluationConfig, runner: Runner) -> Metrics:
-        """Evaluate the present policy; the same tasks and seeds every time."""
+    def evaluate(
+        self, config: EvaluationConfig, runner: Runner
+    ) -> tuple[Metrics, list[Episode], Metrics]:
+        """Evaluate the present policy; the same tasks and seeds every time.
+
+        Returns what it came to, its episodes, and what was counted while they were collected.
+        """
         clock = Clock()
         tasks = [task.id for task in _tasks(self.config.env, config.split)[: config.tasks]]
         wanted = requests(tasks, config.k, derive(self.config.seed, "evaluation"))
-        episodes, _ = self._by_collector(lambda _: runner.run(self._collect(wanted)))
+        episodes, counts = self._by_collector(lambda _: runner.run(self._collect(wanted)))
         result = summarize(episodes, env=self.config.env.id, split=config.split, k=config.k)
+        success = result.estimates["success"]
         clock.lap("evaluation")
-        return {
+        counted = {n: x for n, x in counts.items() if not n.startswith("performance/")}
+        metrics = {
             "eval/reward": result.reward,
             "eval/success": result.success,
+            "eval/success_low": success.low,
+            "eval/success_high": success.high,
             **{f"eval/pass@{j}": chance for j, chance in result.pass_at.items()},
             "eval/failed": result.failed,
             "eval/truncated": result.truncated,
             **clock.seconds,
         }
+        return metrics, episodes, counted
 
     def close(self, runner: Runner) -> None:
         """Give up what is being collected; close environments and engine."""

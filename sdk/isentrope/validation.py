@@ -90,7 +90,7 @@ def is_real(value: object) -> TypeGuard[int | float]:
 
 
 def instance_of(kind: type) -> Validator:
-    """Require an instance of one of `isentrope`'s classes."""
+    """Require an instance of one of Isentrope's classes."""
 
     def check(instance: object, attribute: Attribute[Any], value: object) -> None:
         if not isinstance(value, kind):

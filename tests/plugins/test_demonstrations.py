@@ -82,3 +82,10 @@ def test_the_solvers_noise_is_the_same_every_time() -> None:
     first = played("well")
     assert first == played("well")
     assert {"right", "wrong"} >= {conversation[1]["content"] for conversation in first}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
+def test_a_model_that_cannot_be_warmed_up_says_that_it_was_at_that() -> None:
+    ref = EnvRef(f"{__name__}:Misbehaving", {"how": "raises"})
+    with pytest.raises(IsentropeError, match=r"warm-up failed, before the run .*LookupError"):
+        TinyQwen3(warmup_steps=1, hidden_size=16).build(ref)

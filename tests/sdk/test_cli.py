@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_train_writes_metrics_and_eval_reads_the_run(config: Path) -> None:
     again = isentrope("train", config, "--set", "iterations=1", cwd=cwd)
     assert 0 == again.returncode
     assert 2 == len(list((cwd / "runs").iterdir()))  # a second run gets a folder of its own
-    evaluated = isentrope("eval", folder, "--tasks", 4, "-k", 2, cwd=cwd)
+    evaluated = isentrope("eval", folder, "--tasks", 4, "--k", 2, cwd=cwd)
     assert (0, "") == (evaluated.returncode, evaluated.stderr)
     assert "pass@2" in evaluated.stdout
 
@@ -160,7 +161,7 @@ def remove():
     print("removed")
 
 def check():
-    yield Diagnosis("acme", os.environ["STATE"], "run isentrope acme install")
+    yield Diagnosis("acme", os.environ["STATE"], "not here", fix="isentrope acme install")
     if os.environ["STATE"] == "broken":
         raise RuntimeError("and worse")
 """
@@ -198,7 +199,9 @@ def test_a_command_that_cannot_be_used_says_why_and_hides_no_other(acme: Path) -
     lost = isentrope("lost", "--any", "thing", cwd=acme)
     assert 2 == lost.returncode
     assert "The command 'lost' (acme_verbs:nothing) failed to import" in lost.stderr
-    assert "The command 'odd' is a int, and no typer.Typer." in isentrope("odd", cwd=acme).stderr
+    assert (
+        "The command 'odd' is of type int, and no typer.Typer." in isentrope("odd", cwd=acme).stderr
+    )
     unknown = isentrope("acne", cwd=acme)
     assert 2 == unknown.returncode
     assert "Did you mean 'acme'" in unknown.stderr
@@ -214,10 +217,16 @@ def test_the_doctor_tells_what_works_and_asks_plugins(
     lines = fine.stdout.splitlines()
     assert 0 == fine.returncode, fine.stdout
     assert "ok      notebooks: cells are shut off from files and network" in lines
-    assert "absent  acme: run isentrope acme install" in lines
+    place = lines.index("absent  acme: not here")
+    assert "        fix: isentrope acme install" == lines[place + 1]
+    assert re.fullmatch(r"\d+ fine, [3-9] absent, 0 broken", lines[-1])
     monkeypatch.setenv("STATE", "broken")
     ill = isentrope("doctor", cwd=acme)
     assert 1 == ill.returncode
-    assert "broken  acme: its check raised RuntimeError: and worse" in ill.stdout
+    assert (
+        "broken  acme: its check raised RuntimeError: and worse\n"
+        "        fix: report it to the makers of acme 1.0"
+    ) in ill.stdout
+    assert ill.stdout.endswith(" 2 broken\n")
     monkeypatch.setenv("STATE", "sick")
     assert "Diagnosis.state: 'sick' does not exist" in isentrope("doctor", cwd=acme).stdout

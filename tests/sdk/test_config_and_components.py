@@ -665,6 +665,12 @@ def test_a_file_that_is_not_there_is_named() -> None:
     assert expected == refusal(read_config, "nowhere.toml")
 
 
+def test_a_file_that_is_not_there_is_told_which_one_is_like_it(tmp_path: Path) -> None:
+    (tmp_path / "grpo.toml").touch()
+    wrong = tmp_path / "gpro.toml"
+    assert refusal(read_config, wrong).endswith(f" Did you mean '{tmp_path / 'grpo.toml'}'?")
+
+
 def test_a_file_that_is_no_toml_is_named_with_the_line(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text("env = arithmetic\n")

@@ -6,6 +6,8 @@ import asyncio
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -275,6 +277,31 @@ def test_a_loss_that_is_never_finite_ends_the_run_and_is_counted(tiny_run) -> No
     assert len(run.metrics) < 9
 
 
+def test_a_class_of_a_script_is_said_to_be_of_no_use_to_others(tiny_run, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import isentrope\n"
+        "from isentrope_objectives.surrogates import Clipped\n"
+        "class Mine(Clipped): pass\n"
+        f"options = {dict(tiny_run, iterations=1, out=str(tiny_run['out']))!r}\n"
+        "algorithm = isentrope.recipe('grpo', objective=Mine())\n"
+        "isentrope.train(**{**options, 'algorithm': algorithm})\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert 0 == done.returncode, done.stderr
+    assert "cannot be resumed from its folder: only this process can find" in done.stderr
+    assert "(__main__:Mine). Put it into a module." in done.stderr
+    assert f"{script}:6: UserWarning" in done.stderr
+
+
+def test_an_environment_of_a_function_is_refused_by_name(tiny_run) -> None:
+    class Own(isentrope.TextEnv):
+        pass
+
+    with pytest.raises(ConfigError, match=r"Own is defined in a function.*top of its module"):
+        isentrope.train(**{**tiny_run, "env": Own})
+
+
 def test_an_existing_folder_is_never_written_over(tiny_run) -> None:
     tiny_run["out"].mkdir()
     (tiny_run["out"] / "thesis.txt").write_text("mine")
@@ -283,19 +310,28 @@ def test_an_existing_folder_is_never_written_over(tiny_run) -> None:
     assert ["thesis.txt"] == [p.name for p in tiny_run["out"].iterdir()]
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("./polices", r"/polices does not exist. Did you mean 'policies'\?"),
+        ("polices", r"/polices does not exist. Did you mean 'policies'\?"),
+        ("./qwen", "/qwen does not exist.$"),
+        ("models/of/mine", "/models/of/mine does not exist.$"),
+    ],
+)
+def test_a_models_folder_that_is_not_there_is_looked_for_on_no_hub(
+    path: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "policies").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        isentrope.LanguageModel.load(path)
+
+
 def test_the_run_folder_holds_a_config_that_reads_back_to_the_same_run(tiny_run) -> None:
     run = isentrope.train(**{**tiny_run, "iterations": 1})
     del tiny_run["out"]  # left out, so that the file can start another run
     assert read_config({**tiny_run, "iterations": 1}) == run.config
-
-
-def test_every_example_config_composes() -> None:
-    """But AppWorld's, which need its installation: tests/envs/appworld."""
-    examples = sorted(Path(__file__).parents[2].glob("examples/*.toml"))
-    examples = [path for path in examples if not path.name.startswith("appworld-")]
-    assert examples
-    for example in examples:
-        read_config(example)
 
 
 @pytest.mark.slow

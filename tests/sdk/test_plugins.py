@@ -19,7 +19,15 @@ import pytest
 from attrs import field, frozen
 from hatchling.builders.wheel import WheelBuilder
 
-from isentrope import ComponentSpec, ConfigError, EnvSpec, PluginError, UnknownNameError, hookspecs
+from isentrope import (
+    ComponentSpec,
+    ConfigError,
+    EnvSpec,
+    PluginError,
+    UnknownNameError,
+    hookspecs,
+    recipe,
+)
 from isentrope.plugins import Registry, Row, load_plugins
 
 SPEC = 'EnvSpec("{0}", "{1}:Env", "A maze of words")'
@@ -435,6 +443,11 @@ def test_an_id_that_two_strangers_bring_is_refused_to_both(everything: Registry)
             "acme/twin", "environment", f"acme-{case}", release, "refused",
             f"{listed} bring the same environment 'acme/twin'; uninstall all but one.",
         )  # fmt: skip
+
+
+def test_two_letters_that_changed_places_are_nearer_than_another_name() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'grpo'"):
+        recipe("gpro")
 
 
 def test_asking_for_a_refused_id_names_both_claimants(everything: Registry) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,7 +229,9 @@ def test_every_figure_is_one_that_plotly_accepts(tmp_path: Path) -> None:
         for i in range(40)
     ]  # fmt: skip
     run = write_run(tmp_path / "a", full)
-    both = isentrope.compare(run, run, out=tmp_path / "compare.html")
+    both = isentrope.compare(
+        run, shutil.copytree(run, tmp_path / "again"), out=tmp_path / "compare.html"
+    )
     alone = page_of(run).figures
     assert 13 == len(alone)
     for figure in [*alone.values(), *Page(both).figures.values()]:
@@ -236,6 +239,14 @@ def test_every_figure_is_one_that_plotly_accepts(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- series, by hand
+
+
+def test_a_short_run_has_no_ticks_between_iterations() -> None:
+    def ticks(count: int) -> object:
+        line = _figures.Line("x", range(count), [0.0] * count)
+        return _figures.lines([line], _figures.Axis("y"))["layout"]["xaxis"].get("dtick")
+
+    assert [1, 1, None] == [ticks(4), ticks(11), ticks(12)]
 
 
 def test_a_moving_average_is_centred_and_narrower_at_the_ends() -> None:
@@ -589,6 +600,19 @@ def test_runs_without_metrics_can_be_compared(tmp_path: Path) -> None:
     assert "No metrics yet" in Page(isentrope.compare(*runs, out=tmp_path / "c.html")).source
 
 
+def test_how_a_run_learns_is_one_line() -> None:
+    config = {"rollout": {"tasks": 4, "group": 8}, "algorithm": {"aggregation": "token-mean"}}
+    said = _configs.learning_in_words(config)
+    assert (
+        "4 tasks \u00d7 8 rollouts per iteration; 1 pass over them in one batch; "
+        "losses added up by token-mean; trained are the full weights"
+    ) == said
+    config = {"rollout": {"staleness": 1}, "learner": {"lora": {"r": 16}}}
+    said = _configs.learning_in_words(config)
+    assert "per iteration, sampled up to 1 update earlier;" in said
+    assert said.endswith("trained are adapters of rank 16")
+
+
 def test_the_order_of_transforms_is_a_difference() -> None:
     first = {"algorithm": {"transforms": [{"id": "a", "x": 1}, {"id": "b"}]}}
     second = {"algorithm": {"transforms": [{"id": "b"}, {"id": "a", "x": 1}]}}
@@ -660,10 +684,10 @@ def test_view_serves_the_page_until_ctrl_c(tmp_path: Path) -> None:
     assert "cannot be served on: Address already in use" in " ".join(taken.stderr.split())
     viewing.send_signal(signal.SIGINT)
     assert ("", "") == viewing.communicate(timeout=60)
-    assert 0 == viewing.returncode
+    assert 130 == viewing.returncode
 
 
-@pytest.mark.parametrize("arguments", [("report", "."), ("view", "."), ("compare", ".", ".")])
+@pytest.mark.parametrize("arguments", [("report", "."), ("view", "."), ("compare", ".", "..")])
 def test_a_folder_that_is_no_run_is_one_sentence(arguments, tmp_path: Path) -> None:
     done = command(*arguments, cwd=tmp_path)
     assert (2, 1) == (done.returncode, len(done.stderr.strip().splitlines()))

@@ -237,7 +237,7 @@ def test_a_full_disk_is_one_sentence_and_what_was_written_is_whole(tmp_path, uni
 
     process, folder = start(tmp_path, preexec_fn=small_files)
     _, err = process.communicate(timeout=90)
-    assert 2 == process.returncode
+    assert 3 == process.returncode
     assert "Traceback" not in err
     assert f"Run folder {folder} cannot be written" in err
     assert f"--resume {folder}" in err

@@ -28,13 +28,13 @@ from isentrope.scaffold import KINDS, new
 def test_a_wrong_kind_or_name_is_refused(tmp_path: Path, kind: str, name: str, said: str) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(ConfigError, match=said):
-        new(kind, name, tmp_path)
+        new(kind, name, tmp_path / name)
     assert [tmp_path / "there"] == list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_of_the_template_is_left_open(tmp_path: Path, kind: str) -> None:
-    folder = new(kind, f"our-{kind}-2", tmp_path)
+    folder = new(kind, f"our-{kind}-2", tmp_path / "elsewhere" / f"{kind}s")
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len(files) >= 9
     for path in files:
@@ -69,7 +69,7 @@ def test_it_installs_and_passes_offline_on_arrival(tmp_path: Path, kind: str) ->
         assert 0 == found.returncode, found.stdout + found.stderr
         return found.stdout
 
-    folder = new(kind, f"our-{kind}", tmp_path)
+    folder = new(kind, f"our-{kind}", tmp_path / f"our-{kind}")
     assert {"runs/", "evals/"} < set((folder / ".gitignore").read_text().split())
     run("pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "-e", ".")
     assert f"our-{kind}" in run("isentrope", "plugins")

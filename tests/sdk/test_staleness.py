@@ -67,6 +67,13 @@ def test_a_transform_that_says_so_weighs_it(tiny_run: dict[str, Any]) -> None:
     assert not isentrope.recipe("repo-r").corrects_sampling
 
 
+def test_what_weighs_samples_is_the_last_transform() -> None:
+    weighs, repo = component("transform", "truncated-importance"), component("transform", "repo-r")
+    assert isentrope.recipe("grpo", transforms=[repo, weighs]).corrects_sampling
+    with pytest.raises(ConfigError, match=r"must be the last .*what RepoR adds"):
+        isentrope.recipe("grpo", transforms=[weighs, repo])
+
+
 # Runs that collect ahead
 
 

@@ -880,6 +880,18 @@ def test_a_knob_of_which_more_means_less_entropy_is_named() -> None:
     assert {"direction"} == failed(report)
 
 
+def test_a_recipe_to_try_on_is_for_controllers_alone() -> None:
+    with pytest.raises(ConfigError, match="on names the recipe that a controller is tried on"):
+        isentrope.testing.check("repo-r", on="grpo")
+
+
+def test_a_class_that_cannot_be_imported_is_not_an_environment_with_faults() -> None:
+    with pytest.raises(
+        isentrope.PluginError, match=r"'no.such:Env' \(no.such:Env\) failed to import"
+    ):
+        isentrope.testing.check("no.such:Env")
+
+
 def test_a_controller_without_a_target_has_no_direction() -> None:
     class Aimless(WorksTheWrongWay):
         def target_entropy(self, statistics: Statistics) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,28 +19,24 @@ here, torch above all, and always of one version with the run that starts worker
 
 def is_current(place: Place) -> bool:
     """Say whether the interpreter is whole, and has what is required of it now."""
-    stamp = _stamp(place.root / "python")
-    return stamp.is_file() and stamp.read_bytes() == REQUIREMENTS.read_bytes()
+    return place.has(REQUIREMENTS)
 
 
 def make(place: Place) -> None:
     """Make the interpreter beside its place, and put it there when it is whole."""
-    folder = place.building / "python"
-    python = folder / "bin" / "python"
-    run(place, "python -m venv", sys.executable, "-I", "-m", "venv", folder)
-    pip = (python, "-I", "-m", "pip", "--disable-pip-version-check", "--quiet", "install")
-    run(place, "pip install", *pip, "--requirement", REQUIREMENTS)
-    run(place, "appworld install", python, "-I", "-m", "appworld.cli", "install")
-    (packages,) = _site_packages(folder)
-    unpacked = packages / "appworld"
-    run(place, "compileall", python, "-I", "-m", "compileall", "-q", unpacked)
-    shutil.copyfile(REQUIREMENTS, _stamp(folder))
-    _rename(folder, place.root / "python")
+
+    def finish(python: Path) -> None:
+        run(place, "appworld install", python, "-I", "-m", "appworld.cli", "install")
+        (packages,) = _site_packages(python.parents[1])
+        unpacked = packages / "appworld"
+        run(place, "compileall", python, "-I", "-m", "compileall", "-q", unpacked)
+
+    place.make_environment(REQUIREMENTS, finish)
 
 
 def link(place: Place) -> None:
     """Let the interpreter see this Isentrope."""
-    (packages,) = _site_packages(place.root / "python")
+    (packages,) = _site_packages(place.environment)
     for name, target in LINKED.items():
         new = packages / f".{name}.new"
         new.unlink(missing_ok=True)
@@ -69,28 +63,12 @@ def fault(python: str) -> str | None:
 
 
 def _other_links(place: Place) -> Iterator[str]:
-    for packages in _site_packages(place.root / "python"):
+    for packages in _site_packages(place.environment):
         for name, target in LINKED.items():
             if (seen := (packages / name).resolve()) != target.resolve():
                 where = f"in {seen.parent}, and not that in {target.parent}"
                 yield f"its interpreter sees the {name} {where}"
 
 
-def _stamp(folder: Path) -> Path:
-    """Return the copy of the requirements that says that all of them are installed."""
-    return folder / "requirements.txt"
-
-
 def _site_packages(folder: Path) -> list[Path]:
     return list(folder.glob("lib/python3*/site-packages"))
-
-
-def _rename(folder: Path, to: Path) -> None:
-    """Move a virtual environment; scripts in its bin name the folder that they are in."""
-    for script in (folder / "bin").iterdir():
-        if not script.is_symlink():
-            text = script.read_bytes()
-            script.write_bytes(text.replace(bytes(folder), bytes(to)))
-    if to.exists():
-        to.rename(folder.with_name("old-python"))
-    folder.rename(to)

@@ -12,42 +12,31 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
+from typing import ClassVar
 
-from attrs import field, frozen
-from platformdirs import user_data_path
+from attrs import frozen
 
-VARIABLE = "ISENTROPE_APPWORLD"
-"""Names the folder, if it is not the default one."""
-
-
-def _whole(path: str | Path) -> Path:
-    return Path(path).absolute()
+from isentrope.installations import Installation
 
 
 @frozen
-class Place:
+class Place(Installation):
     """The folder of one installation."""
 
-    root: Path = field(converter=_whole)
-
-    @classmethod
-    def default(cls) -> Place:
-        """Return the one that the environment variable names, or the user's own."""
-        named = os.environ.get(VARIABLE)
-        return cls(Path(named) if named else user_data_path("isentrope") / "appworld")
+    what: ClassVar[str] = "AppWorld"
+    name: ClassVar[str] = "appworld"
+    variable: ClassVar[str] = "ISENTROPE_APPWORLD"
+    notice: ClassVar[str] = """
+The data here is AppWorld's, or derived from it (its table schemas and API documentation). Its
+licence asks that public copies be encrypted: do not publish it, nor bake it into an image.
+"""
 
     @classmethod
     def of_interpreter(cls) -> Place:
         """Return the one whose interpreter this is."""
         return cls(Path(sys.prefix).parent)
-
-    @property
-    def python(self) -> Path:
-        """The interpreter."""
-        return self.root / "python" / "bin" / "python"
 
     @property
     def full(self) -> Path:
@@ -72,11 +61,6 @@ class Place:
         return self.root / "cache"
 
     @property
-    def readme(self) -> Path:
-        """What marks the folder as ours."""
-        return self.root / "README"
-
-    @property
-    def building(self) -> Path:
-        """Where parts are made, to be renamed when they are whole."""
-        return self.root / "building"
+    def parts(self) -> tuple[Path, ...]:
+        """The folders that it consists of."""
+        return *super().parts, self.agent, self.full, self.cache

@@ -9,18 +9,24 @@ import shutil
 import tempfile
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 import platformdirs
 from attrs import field, frozen, validators
 
-from isentrope import EnvRef, LanguageModel, Message
+from isentrope import ConfigError, EnvRef, IsentropeError, LanguageModel, Message
 from isentrope_plugins.tiny.demonstrations import demonstrations
+
+if TYPE_CHECKING:
+    from transformers import Qwen3Config
 
 _log = logging.getLogger("isentrope.models")
 _FORMAT = 1  # raise when warm-up or tokenizer change, so that no stale policy is used
 DEMONSTRATIONS, FINGERPRINT = 8192, 256  # played for a warm-up; hashed to find it again
 PER_TASK = 32  # at most, for environments of few tasks and long episodes
+BYTES = 262
+"""The smallest vocabulary: every byte, and 6 tokens of its own."""
 _at_least_one = validators.ge(1)
 
 
@@ -34,7 +40,7 @@ class TinyQwen3:
 
     hidden_size: int = field(default=64, validator=_at_least_one)
     layers: int = field(default=2, validator=_at_least_one)
-    vocab_size: int = field(default=512, validator=validators.ge(262))
+    vocab_size: int = field(default=512, validator=validators.ge(BYTES))
     """At most: the 256 bytes, 6 of its own, and merges learnt from demonstrations."""
     context: int = field(default=512, validator=_at_least_one)
     """Positions."""
@@ -56,7 +62,15 @@ class TinyQwen3:
         def play(count: int, per_task: int) -> list[list[Message]]:
             if not self.warmup_steps:  # nothing to learn from: an environment may have none
                 return []
-            return demonstrations(source, count, per_task, self.warmup_noise, self.seed)
+            try:
+                return demonstrations(source, count, per_task, self.warmup_noise, self.seed)
+            except ConfigError:
+                raise
+            except IsentropeError as error:
+                raise IsentropeError(
+                    "The model's warm-up failed, before the run began: demonstrations of the "
+                    f"environment may not. {error}"
+                ) from error
 
         # The first few stand for all: who plays these, plays the rest the same.
         folder = cache_folder() / f"tiny-qwen3-{self._hash(play(FINGERPRINT, 1))}"
@@ -64,6 +78,27 @@ class TinyQwen3:
             _log.info("Warming up a tiny Qwen3 on %r: once, half a minute or so.", source.id)
             self._make(play(DEMONSTRATIONS, PER_TASK), folder)
         return LanguageModel.load(folder)
+
+    def architecture(self) -> Qwen3Config:
+        """Return its config with the largest vocabulary that it may have."""
+        return self._config(self.vocab_size if self.warmup_steps else BYTES)
+
+    def _config(self, vocabulary: int) -> Qwen3Config:
+        from transformers import Qwen3Config
+
+        return Qwen3Config(
+            vocab_size=vocabulary,
+            hidden_size=self.hidden_size,
+            intermediate_size=3 * self.hidden_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=max(16, self.hidden_size // 4),
+            max_position_embeddings=self.context,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
 
     def _hash(self, corpus: list[list[Message]]) -> str:
         import torch
@@ -74,7 +109,7 @@ class TinyQwen3:
 
     def _make(self, corpus: list[list[Message]], folder: Path) -> None:
         import torch
-        from transformers import Qwen3Config, Qwen3ForCausalLM
+        from transformers import Qwen3ForCausalLM
 
         from isentrope_plugins.tiny.tokenizer import train_tokenizer
         from isentrope_plugins.tiny.warmup import label, warm_up
@@ -82,20 +117,9 @@ class TinyQwen3:
         tokenizer = train_tokenizer(
             (m["content"] for conversation in corpus for m in conversation), self.vocab_size
         )
-        config = Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=self.hidden_size,
-            intermediate_size=3 * self.hidden_size,
-            num_hidden_layers=self.layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=max(16, self.hidden_size // 4),
-            max_position_embeddings=self.context,
-            tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-        )
+        config = self._config(len(tokenizer))
+        config.pad_token_id = tokenizer.pad_token_id
+        config.eos_token_id = tokenizer.eos_token_id
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = Qwen3ForCausalLM(config)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from attrs import converters, field, frozen, validators
 
 from isentrope import ConfigError, Engine, EngineUse, LanguageModel
 from isentrope.validation import flag, one_of, real, whole
 from isentrope_plugins.vllm.fleet import Fleet
+from isentrope_plugins.vllm.place import Place
 
-SPARE = 2
-"""Adapters in use beside stale ones: the newest, and the one that is loaded to replace it."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -74,6 +76,22 @@ class VllmEngine:
         Raises `ConfigError` where they would compute in another dtype than the learner, or sleep
         while they are needed.
         """
+        self._check(use)
+        return Fleet(self, model, use)
+
+    def memory(self, model: PreTrainedModel, use: EngineUse, at_once: int) -> Mapping[str, int]:
+        """Return nothing: servers are processes of their own. Raises what `build` raises."""
+        del model, at_once
+        self._check(use)
+        return {}
+
+    def missing(self) -> str | None:
+        """Say whether servers are to be started, and vLLM is not installed."""
+        if self.urls or Place.default().python.is_file():
+            return None
+        return "vLLM is not installed here: isentrope vllm install."
+
+    def _check(self, use: EngineUse) -> None:
         if use.rank is not None and self.dtype not in (None, use.dtype):
             raise ConfigError(
                 f"engine.dtype is {self.dtype} and learner.dtype {use.dtype}: what samples and "
@@ -84,4 +102,3 @@ class VllmEngine:
                 "engine.sleep gives up the servers' GPU while the learner works, and with "
                 f"rollout.staleness = {use.staleness} they sample meanwhile: choose one of them."
             )
-        return Fleet(self, model, use)

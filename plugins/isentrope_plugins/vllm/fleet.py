@@ -5,20 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-import shutil
 import sys
-import tempfile
-import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Coroutine, Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
-from attrs import define, frozen
+from attrs import define
 
 from isentrope import (
-    Adapter,
     Completion,
     ConfigError,
     EngineError,
@@ -27,8 +22,9 @@ from isentrope import (
     Sampling,
     WeightsRef,
 )
+from isentrope_plugins.vllm.adapters import AdapterFiles, Published, check
 from isentrope_plugins.vllm.place import Place
-from isentrope_plugins.vllm.remote import About, LostError, Remote, RestartedError
+from isentrope_plugins.vllm.remote import LostError, Remote, RestartedError, slots
 from isentrope_plugins.vllm.server import Server, ServerOptions, share_gpus
 
 if TYPE_CHECKING:
@@ -51,16 +47,6 @@ FILES = 65_536
 HOMES = 100_000
 """Conversations whose server is remembered."""
 _TEXT = "Two words, 3 digits: 456 é\n"
-
-
-@frozen
-class Published:
-    """A version of the policy, as servers know it."""
-
-    version: int
-    name: str | None
-    """Of its adapter, never used before; None: the model itself."""
-    path: Path | None
 
 
 @define(eq=False)
@@ -92,7 +78,7 @@ class Fleet:
     def __init__(self, config: VllmEngine, model: LanguageModel, use: EngineUse) -> None:
         self._config, self._model, self._use = config, model, use
         self._dtype = config.dtype or use.dtype
-        self._prefix = f"isentrope-{uuid.uuid4().hex[:8]}"  # servers may have known other runs
+        self._files = AdapterFiles(config.adapters)
         self._current = Published(0, None, None)
         self._older: list[Published] = []
         self._remotes: list[Remote] = []
@@ -103,7 +89,6 @@ class Fleet:
         self._opening: asyncio.Task[None] | None = None
         self._reviving: asyncio.Task[None] | None = None
         self._tidying: set[asyncio.Task[None]] = set()
-        self._folder: Path | None = None
         self._closed: str | None = None
 
     # ---------------------------------------------------------------- sampling
@@ -199,14 +184,14 @@ class Fleet:
         adapter = weights.adapter
         if adapter is None:
             raise EngineError("vLLM servers are sent adapters, not whole weights: train LoRA.")
-        self._check_adapter(adapter)
+        check(adapter, self._model, self._use.rank)
         await self._opened()
         await self._delete_outdated()
         if any(remote.lost for remote in self._remotes):
             self._revive()
             assert self._reviving is not None
             await asyncio.wait([self._reviving], timeout=PAUSE)
-        published = await self._written(weights.version, adapter)
+        published = await self._files.write(weights.version, adapter)
         try:
             while behind := await self._without(published):
                 loaded = (self._load(remote, published) for remote in behind)
@@ -214,7 +199,7 @@ class Fleet:
                     if isinstance(refusal, EngineError):
                         raise refusal
         except EngineError:
-            await self._forget(published)
+            await published.forget()
             raise
         # Nothing is awaited from here on: who gets this version must know that it is the newest.
         self._older.append(self._current)
@@ -228,43 +213,6 @@ class Fleet:
         while not self._in_use():
             await self._wait_for_any()
         return [remote for remote in self._in_use() if published.name not in remote.adapters]
-
-    def _check_adapter(self, adapter: Adapter) -> None:
-        """Refuse adapters of layers that the model does not have, which vLLM would pass over."""
-        layers = {name for name, _ in self._model.model.named_modules()}
-        for name in adapter.tensors:
-            layer, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
-            if layer not in layers or part not in ("A.weight", "B.weight"):
-                raise EngineError(f"The adapter has {name}, and the model no such layer.")
-        rank, most = int(adapter.config["r"]), self._use.rank
-        if most is not None and rank > most:
-            raise EngineError(f"The adapter has rank {rank}; servers were prepared for {most}.")
-
-    async def _written(self, version: int, adapter: Adapter) -> Published:
-        """Write an adapter where servers find it: whole, or not at all."""
-        name = f"{self._prefix}-v{version}-{self._counts['written']}"
-        self._counts["written"] += 1
-
-        def write() -> Path:
-            folder = self._adapters_folder() / name
-            draft = folder.with_suffix(".tmp")
-            adapter.save(draft)
-            return draft.rename(folder)
-
-        try:
-            path = await asyncio.to_thread(write)
-        except OSError as error:
-            raise EngineError(f"The adapter cannot be written: {error}") from error
-        return Published(version, name, path)
-
-    def _adapters_folder(self) -> Path:
-        if self._folder is None:
-            if self._config.adapters is None:
-                self._folder = Path(tempfile.mkdtemp(prefix="isentrope-adapters-"))
-            else:
-                self._folder = self._config.adapters.absolute() / self._prefix
-                self._folder.mkdir(parents=True)
-        return self._folder
 
     async def _load(self, remote: Remote, published: Published) -> None:
         """Load an adapter; a server that cannot is given up, for it would sample from an old one.
@@ -298,12 +246,8 @@ class Fleet:
         used = {name for remote in self._remotes for name in remote.adapters}
         for published in list(self._older):
             if published.name not in used:
-                await self._forget(published)
+                await published.forget()
                 self._older.remove(published)
-
-    async def _forget(self, published: Published) -> None:
-        if published.path is not None:
-            await asyncio.to_thread(shutil.rmtree, published.path, ignore_errors=True)
 
     # ---------------------------------------------------------------- servers
 
@@ -352,7 +296,7 @@ class Fleet:
         """Return what servers of ours are started with; it blocks where a model must be written."""
         path = self._model.path
         if path is None:
-            folder = self._adapters_folder() / "model"
+            folder = self._files.folder / "model"
             self._model.save(folder)
             path = str(folder)
         rank = self._use.rank
@@ -363,7 +307,7 @@ class Fleet:
                 model=path,
                 dtype=self._dtype,
                 context=self._use.context,
-                max_loras=0 if rank is None else self._use.staleness + 2,
+                max_loras=0 if rank is None else slots(self._use),
                 max_lora_rank=rank or 1,
                 gpus=gpus,
                 flags=self._config.flags + ("--enable-sleep-mode",) * self._config.sleep,
@@ -375,8 +319,8 @@ class Fleet:
         """Have a server say what it is, and refuse what would not do."""
         about = remote.about = await remote.ask()
         # One that was only slow, or cut off, still has what it was sent, and refuses it twice.
-        remote.adapters = {name for name in about.adapters if name.startswith(self._prefix)}
-        self._check_server(remote.url, about)
+        remote.adapters = {name for name in about.adapters if name.startswith(self._files.prefix)}
+        about.check(remote.url, self._use, self._dtype)
         if self._config.sleep:  # a run that was killed may have left it asleep
             await remote.post("/wake_up")
         if (tokenizer := self._model.tokenizer) is not None:
@@ -386,38 +330,6 @@ class Fleet:
                     f"{remote.url} serves {about.root} with another tokenizer than the run's "
                     "model has: it is another model."
                 )
-
-    def _check_server(self, url: str, about: About) -> None:
-        use = self._use
-        if about.dtype != self._dtype:
-            raise ConfigError(
-                f"{url} computes in {about.dtype}, and the learner in {self._dtype}: start it with "
-                f"--dtype {self._dtype}."
-            )
-        if about.logprobs_mode != "processed_logprobs":
-            raise ConfigError(
-                f"{url} reports {about.logprobs_mode}, which leave out the temperature: start it "
-                "with --logprobs-mode processed_logprobs."
-            )
-        if about.context < use.context:
-            raise ConfigError(
-                f"{url} has a context of {about.context} tokens, and episodes {use.context}: start "
-                f"it with --max-model-len {use.context}, or set rollout.context."
-            )
-        if use.rank is None:
-            return
-        if about.max_loras < use.staleness + 2:
-            raise ConfigError(
-                f"{url} holds {about.max_loras} adapters at a time, and {use.staleness + 2} are "
-                f"needed (rollout.staleness + 2): start it with --enable-lora --max-loras "
-                f"{use.staleness + 2}."
-            )
-        if about.max_lora_rank < use.rank:
-            raise ConfigError(
-                f"{url} takes adapters of rank {about.max_lora_rank} at most, and learner.lora.r "
-                f"is {use.rank}: start it with --max-lora-rank {use.rank} or more (--lora-rank of "
-                "isentrope vllm serve)."
-            )
 
     def _in_use(self) -> list[Remote]:
         return [remote for remote in self._remotes if remote.lost is None]
@@ -557,9 +469,7 @@ class Fleet:
         self._remotes.clear()
         if self._session is not None:
             await self._session.close()
-        if self._folder is not None:
-            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
-            self._folder = None
+        await self._files.delete()
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

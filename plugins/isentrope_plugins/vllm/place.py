@@ -8,47 +8,21 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-from pathlib import Path
+from typing import ClassVar
 
-from attrs import field, frozen
-from platformdirs import user_data_path
+from attrs import frozen
 
-VARIABLE = "ISENTROPE_VLLM"
-"""Names the folder, if it is not the default one."""
-
-
-def _whole(path: str | Path) -> Path:
-    return Path(path).absolute()
+from isentrope.installations import Installation
 
 
 @frozen
-class Place:
+class Place(Installation):
     """The folder of one installation."""
 
-    root: Path = field(converter=_whole)
-
-    @classmethod
-    def default(cls) -> Place:
-        """Return the one that the environment variable names, or the user's own."""
-        named = os.environ.get(VARIABLE)
-        return cls(Path(named) if named else user_data_path("isentrope") / "vllm")
-
-    @property
-    def environment(self) -> Path:
-        """The virtual environment."""
-        return self.root / "python"
-
-    @property
-    def python(self) -> Path:
-        """The interpreter."""
-        return self.environment / "bin" / "python"
-
-    @property
-    def stamp(self) -> Path:
-        """The copy of the requirements that says that all of them are installed."""
-        return self.environment / "requirements.txt"
+    what: ClassVar[str] = "vLLM"
+    name: ClassVar[str] = "vllm"
+    variable: ClassVar[str] = "ISENTROPE_VLLM"
 
     @property
     def device(self) -> str | None:
@@ -58,16 +32,6 @@ class Place:
         except OSError:
             return None
         return "cpu" if "\nvllm-cpu==" in text else "gpu"
-
-    @property
-    def readme(self) -> Path:
-        """What marks the folder as ours."""
-        return self.root / "README"
-
-    @property
-    def building(self) -> Path:
-        """Where the interpreter is made, to be renamed when it is whole."""
-        return self.root / "building"
 
 
 def count_gpus() -> int:

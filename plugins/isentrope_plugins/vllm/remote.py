@@ -12,7 +12,7 @@ from typing import Any, Literal
 import aiohttp
 from attrs import define, field, frozen
 
-from isentrope import EngineError, Sampling
+from isentrope import ConfigError, EngineError, EngineUse, Sampling
 
 QUICK = 30.0
 """Seconds for what a server that is well answers at once: anything but a completion."""
@@ -55,6 +55,42 @@ class About:
     max_lora_rank: int
     adapters: tuple[str, ...]
     """Names of those that it has now, whoever sent them."""
+
+    def check(self, url: str, use: EngineUse, dtype: str) -> None:
+        """Raise `ConfigError` where it would not do, which says how to start it."""
+        if self.dtype != dtype:
+            raise ConfigError(
+                f"{url} computes in {self.dtype}, and the learner in {dtype}: start it with "
+                f"--dtype {dtype}."
+            )
+        if self.logprobs_mode != "processed_logprobs":
+            raise ConfigError(
+                f"{url} reports {self.logprobs_mode}, which leave out the temperature: start it "
+                "with --logprobs-mode processed_logprobs."
+            )
+        if self.context < use.context:
+            raise ConfigError(
+                f"{url} has a context of {self.context} tokens, and episodes {use.context}: start "
+                f"it with --max-model-len {use.context}, or set rollout.context."
+            )
+        if use.rank is None:
+            return
+        if self.max_loras < (needed := slots(use)):
+            raise ConfigError(
+                f"{url} holds {self.max_loras} adapters at a time, and {needed} are needed "
+                f"(rollout.staleness + 2): start it with --enable-lora --max-loras {needed}."
+            )
+        if self.max_lora_rank < use.rank:
+            raise ConfigError(
+                f"{url} takes adapters of rank {self.max_lora_rank} at most, and learner.lora.r "
+                f"is {use.rank}: start it with --max-lora-rank {use.rank} or more (isentrope "
+                "vllm serve has the same)."
+            )
+
+
+def slots(use: EngineUse) -> int:
+    """Return how many adapters are in use: stale ones, the newest, and the one to replace it."""
+    return use.staleness + 2
 
 
 @frozen

@@ -19,9 +19,9 @@ from typing import Self
 
 from attrs import field, frozen, validators
 
-from isentrope import ConfigError, EngineError, Run
+from isentrope import ConfigError, EngineError, LanguageModel, Run
 from isentrope.validation import one_of, whole
-from isentrope_plugins.vllm.place import VARIABLE, Place, count_gpus
+from isentrope_plugins.vllm.place import Place, count_gpus
 
 HOST = "127.0.0.1"
 """Who reaches a server can load weights into it, and more: it is for this machine's users alone."""
@@ -135,7 +135,8 @@ class Server:
         self.options, self.log = options, log
         self.url = f"http://{HOST}:{held.getsockname()[1]}"
         self._process, self._held = process, held
-        self._ready = self._worked = False
+        self._fine = False  # until it is asked to end: nothing has gone wrong
+        self._late = False
 
     @classmethod
     def start(cls, options: ServerOptions, place: Place | None = None) -> Server:
@@ -148,7 +149,7 @@ class Server:
         if device is None:
             raise ConfigError(
                 f"vLLM is not installed in {place.root}; to install it: isentrope vllm install. "
-                f"{VARIABLE} names another folder."
+                f"{Place.variable} names another folder."
             )
         model, local = find_model(options.model)
         held = _hold(options.port)
@@ -191,10 +192,10 @@ class Server:
         end = time.monotonic() + seconds
         while self.alive:
             if self.healthy():
-                self._ready = True
                 self._held.close()
                 return
             if time.monotonic() > end:
+                self._late = True
                 raise EngineError(
                     f"vLLM's server of {self.options.model} is not ready after {seconds:.0f} s; "
                     f"its log, {self.log}, ends with:\n{self.tail()}"
@@ -218,7 +219,7 @@ class Server:
 
     def ask_to_stop(self) -> None:
         """Have it end, without waiting for that, so that several can end side by side."""
-        self._worked = self._worked or (self._ready and self.alive)
+        self._fine = self._fine or (self.alive and not self._late)
         assert self._process.stdin is not None
         with suppress(OSError, ValueError):  # it has ended already
             self._process.stdin.write(b"stop")
@@ -229,7 +230,7 @@ class Server:
         self.ask_to_stop()
         self._process.communicate()
         self._held.close()
-        if self._worked:
+        if self._fine:
             self.log.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
@@ -274,8 +275,7 @@ def find_model(model: str) -> tuple[str, bool]:
         return str(folder), True
     if folder.exists() or folder.name == "policy":
         raise ConfigError(f"{folder} holds no model: it has no config.json.")
-    if model.startswith(("/", ".", "~")):
-        raise ConfigError(f"{folder} does not exist.")
+    LanguageModel.check_path(model)
     from transformers.utils.hub import cached_file
 
     try:

@@ -1,7 +1,9 @@
-"""Two evaluations of the same tasks, compared task by task."""
+"""Evaluations of the same tasks, compared task by task."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -34,27 +36,29 @@ class Comparison:
     """The first's less the second's: ``success``, ``reward``, ``pass@j`` and ``pass^j``."""
 
     @classmethod
-    def of(cls, first: Evaluation, second: Evaluation) -> Comparison:
-        """Compare two.
+    def of(cls, first: Sequence[Evaluation], second: Sequence[Evaluation]) -> Comparison:
+        """Compare two, or two of several seeds each, of whose numbers a task gets the mean.
 
         Raises `ConfigError` where they have no task in common.
         """
-        if (first.env, first.split) != (second.env, second.split):
+        one, other = first[0], second[0]
+        if (one.env, one.split) != (other.env, other.split):
             raise ConfigError(
-                f"An evaluation on {first.env} / {first.split} cannot be compared with one on "
-                f"{second.env} / {second.split}: they share no task."
+                f"An evaluation on {one.env} / {one.split} cannot be compared with one on "
+                f"{other.env} / {other.split}: they share no task."
             )
-        common = [task for task in first.by_task if task in second.by_task]
+        every = [*first, *second]
+        common = [task for task in one.by_task if all(task in e.by_task for e in every)]
         if not common:
             raise ConfigError("The evaluations have no task in common, so nothing to compare.")
-        names = [name for name in first.estimates if name in second.estimates]
+        names = [name for name in one.estimates if all(name in e.estimates for e in every)]
         return cls(
             tasks=len(common),
-            only_first=first.tasks - len(common),
-            only_second=second.tasks - len(common),
-            finished=(first.finished, second.finished),
-            same_seeds=all(first.by_task[t][0].seed == second.by_task[t][0].seed for t in common),
-            text_only=(first.text_only, second.text_only),
+            only_first=len({task for e in first for task in e.by_task}) - len(common),
+            only_second=len({task for e in second for task in e.by_task}) - len(common),
+            finished=(all(e.finished for e in first), all(e.finished for e in second)),
+            same_seeds=all(_seeds(t, first) == _seeds(t, second) for t in common),
+            text_only=(any(e.text_only for e in first), any(e.text_only for e in second)),
             differences={name: _difference(name, first, second) for name in names},
         )
 
@@ -87,7 +91,39 @@ class Comparison:
         }
 
 
-def _difference(name: str, first: Evaluation, second: Evaluation) -> Estimate:
-    ours, theirs = first.values(name), second.values(name)
+def _seeds(task: str, of: Sequence[Evaluation]) -> set[int]:
+    return {one.by_task[task][0].seed for one in of}
+
+
+def _difference(name: str, first: Sequence[Evaluation], second: Sequence[Evaluation]) -> Estimate:
+    ours, theirs = means(name, first), means(name, second)
     paired = [value - theirs[task] for task, value in ours.items() if task in theirs]
     return estimates.mean(paired) if name == "reward" else estimates.difference(paired)
+
+
+def means(name: str, seeds: Sequence[Evaluation]) -> dict[str, float]:
+    """Return one of the estimates, task by task: its mean over evaluations that all have it."""
+    found = [one.values(name) for one in seeds]
+    return {
+        task: fmean(values[task] for values in found)
+        for task in found[0]
+        if all(task in values for values in found)
+    }
+
+
+def over_seeds(seeds: Sequence[Evaluation]) -> dict[str, Estimate]:
+    """Return the estimates of one evaluation, or of the mean over several at the same tasks."""
+    if len(seeds) == 1:
+        return seeds[0].estimates
+    names = [name for name in seeds[0].estimates if all(name in one.estimates for one in seeds)]
+    return {name: _estimate(name, seeds) for name in names}
+
+
+def _estimate(name: str, seeds: Sequence[Evaluation]) -> Estimate:
+    values = means(name, seeds)
+    if name == "reward":
+        return estimates.mean([*values.values()])
+    attempts = sum(len(one.by_task[task]) for one in seeds for task in values)
+    return estimates.share(
+        [*values.values()], attempts / (1 if name == "success" else int(name[5:]))
+    )

@@ -11,6 +11,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from isentrope.config import read_toml
 from isentrope.episodes import TEXT_ONLY, Episode, Status, StopReason
 from isentrope.errors import ConfigError
 from isentrope.evaluation import estimates
@@ -18,6 +19,7 @@ from isentrope.evaluation.attempts import Attempt
 from isentrope.evaluation.comparison import Comparison
 from isentrope.evaluation.estimates import Estimate, known
 from isentrope.evaluation.records import EvaluationFolder
+from isentrope.runs import Run
 
 Values = Mapping[str, float]
 """One number for each task."""
@@ -68,6 +70,28 @@ class Evaluation:
             path=folder.path,
             finished=folder.finished,
         )
+
+    @classmethod
+    def during(cls, run: Run | str | Path) -> dict[int, Evaluation]:
+        """Read what a run evaluated while it trained, by iteration; empty where nothing was.
+
+        Raises `ConfigError` where there is no run.
+        """
+        run = run if isinstance(run, Run) else Run(Path(run))
+        kept: dict[int, list[Attempt]] = {}
+        for record in run.evaluations:
+            kept.setdefault(record["iteration"], []).append(Attempt.read(record))
+        config = read_toml(run.path / "config.toml")  # of plugins that may not be installed
+        return {
+            iteration: cls(
+                env=config["env"]["id"],
+                split=config["evaluation"]["split"],
+                k=1 + max(attempt.rollout for attempt in attempts),
+                attempts=tuple(attempts),
+                policy=f"{run.path.resolve().name}, iteration {iteration}",
+            )
+            for iteration, attempts in kept.items()
+        }
 
     @cached_property
     def by_task(self) -> dict[str, list[Attempt]]:
@@ -163,7 +187,7 @@ class Evaluation:
 
         Raises `ConfigError` where they have no task in common.
         """
-        return Comparison.of(self, other)
+        return Comparison.of([self], [other])
 
     def counts(self) -> dict[str, int]:
         """Return how many attempts ended how: by stop reason, failed ones by status."""

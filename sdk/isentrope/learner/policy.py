@@ -69,8 +69,10 @@ class Policy(nn.Module):
         self.plain = model
         self.model = model if lora is None else _with_lora(model, lora)
         self._sizes = _sizes(model)
-        self.frozen = _fingerprint(self)
-        self._self_test()
+        of_shapes = self.device.type == "meta"  # for a plan: there are no numbers to look at
+        self.frozen = "" if of_shapes else _fingerprint(self)
+        if not of_shapes:
+            self._self_test()
 
     def check_context(self, context: int) -> None:
         """Raise `ConfigError` where episodes of so many tokens would disturb one another.
@@ -110,16 +112,21 @@ class Policy(nn.Module):
         needs: of `head.KNOWN`.
         """
         hidden = self.states(inputs)
-        head: Any = self.plain.get_output_embeddings()
         if self._cut is not None:
             self.check_needs(needs)
-            logp = self._cut(hidden, head.weight, inputs.target, self.temperature)
+            weight: Any = self.plain.get_output_embeddings().weight
+            logp = self._cut(hidden, weight, inputs.target, self.temperature)
             return TokenScores(logp, None, None)
+        return self.chunked(hidden, inputs.target, needs)
+
+    def chunked(self, hidden: Tensor, target: Tensor, needs: frozenset[str]) -> TokenScores:
+        """Return what our own head makes of hidden states [T, D] and sampled tokens [T]."""
+        head: Any = self.plain.get_output_embeddings()
         return token_scores(
             hidden,
             head.weight,
             head.bias,
-            inputs.target,
+            target,
             self.temperature,
             needs=needs,
             adapter=_adapter(head, hidden),
@@ -289,7 +296,8 @@ def _check_supported(model: PreTrainedModel) -> None:
             f"{name} has weights in {', '.join(sorted(map(str, dtypes)))}; training needs float32."
         )
     for part, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        known = tensor.is_floating_point() and not tensor.is_meta
+        if known and not bool(tensor.isfinite().all()):
             raise ConfigError(f"{name} has weights that are not finite: {part}.")
     for option in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(model.config, option, None) not in (None, 1, 1.0):

@@ -34,7 +34,7 @@ def rehearse(learner: Learner, context: int, needs: frozenset[str]) -> float:
         if isinstance(error, RuntimeError) and not _lacks_memory(error):
             raise
         reason = str(error).strip().splitlines()[0]
-        raise TrainingError(_advice(config, context, reason)) from error
+        raise TrainingError(advice(config, context, reason)) from error
     learner.release()
     return peak_memory(learner.device)
 
@@ -70,7 +70,8 @@ def _lacks_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in known)
 
 
-def _advice(config: LearnerConfig, context: int, reason: str) -> str:
+def advice(config: LearnerConfig, context: int, reason: str) -> str:
+    """Say that the largest micro-batch does not fit, and what to change."""
     tokens = max(config.micro_batch_tokens, context)
     ways = [f"lower learner.micro_batch_tokens ({config.micro_batch_tokens})"]
     if context >= config.micro_batch_tokens:

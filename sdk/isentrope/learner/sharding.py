@@ -36,7 +36,7 @@ def shard(policy: Policy, config: LearnerConfig, ranks: Ranks) -> None:
     Raises `ConfigError` where log-probs do not leave the policy as they were computed.
     """
     if config.activation_checkpointing:
-        _recompute(policy)
+        recompute(policy)
     dtype = config.torch_dtype
     ranks.same_weights(policy)
     if ranks.size == 1 and not config.sharded:
@@ -111,7 +111,7 @@ def prove_unrounded(policy: Policy) -> None:
         )
 
 
-def _recompute(policy: Policy) -> None:
+def recompute(policy: Policy) -> None:
     """Keep only the layers' inputs for the backward pass, and compute the rest again there.
 
     Not by transformers' own switch, which asks for layers in training mode: some then drop out.

@@ -59,5 +59,6 @@ class CodeBlocks:
 FIRST_BLOCK = CodeBlocks(take="first")
 """One cell a turn, as ReAct-style agents write it; what follows it in the turn is not run."""
 ALL_BLOCKS = CodeBlocks()
+"""One cell a block, as LOOP writes it."""
 BARE_CODE = CodeBlocks(bare=True)
 """The whole turn is code, unless it has fences."""

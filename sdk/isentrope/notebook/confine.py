@@ -48,7 +48,7 @@ def confine(limits: dict[str, Any], read: Iterable[str], folder: str) -> dict[st
     """Shut this process in; return which protections hold: files, network, processes.
 
     limits: memory_bytes, cpu_seconds, file_bytes, processes. read: files and folders. folder: what
-    alone may be written, files of at most `file_bytes`; with 0 it is only read.
+    alone may be written, files of at most ``file_bytes``; with 0 it is only read.
     """
     network = _leave_network()
     libc.unshare(CLONE_NEWIPC)

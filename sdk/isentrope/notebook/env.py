@@ -34,7 +34,7 @@ class Cells(Protocol):
 class NotebookEnv(TextEnv):
     """Runs the code in the policy's turns in a confined notebook, until it submits an answer.
 
-    The notebook knows what `setup` leaves in it and `submit(answer)`, and nothing of the task's
+    The notebook knows what `setup` leaves in it and ``submit(answer)``, and nothing of the task's
     solution: `grade` is called here. What a policy's code does to its notebook (hang, crash, use
     up its memory) is told to the policy, and no failure of the environment.
 
@@ -46,10 +46,10 @@ class NotebookEnv(TextEnv):
 
     @abstractmethod
     def opening(self) -> str:
-        """Return what the policy is told first of `self.task`."""
+        """Return what the policy is told first of ``self.task``."""
 
     def setup(self) -> str:
-        """Return code that prepares the notebook for `self.task`; its output is not shown."""
+        """Return code that prepares the notebook for ``self.task``; its output is not shown."""
         return ""
 
     def notebook(self) -> Cells:

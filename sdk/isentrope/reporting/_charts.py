@@ -46,12 +46,19 @@ class Chart:
     @property
     def rows(self) -> list[tuple[int, list[str]]]:
         """Some iterations, evenly chosen, and the value of each series there."""
-        found: list[dict[int, float | None]] = [
-            dict(zip(s.x, s.y, strict=True)) for s in self.series
-        ]
-        places = sorted({x for values in found for x in values})
+        found = [dict(zip(s.x, range(len(s.x)), strict=True)) for s in self.series]
+        places = sorted({x for at in found for x in at})
         chosen = [places[i] for i in evenly(len(places), _ROWS)]
-        return [(x, [number(values.get(x)) for values in found]) for x in chosen]
+        both = list(zip(self.series, found, strict=True))
+        return [(x, [_cell(line, at.get(x)) for line, at in both]) for x in chosen]
+
+
+def _cell(line: Line, i: int | None) -> str:
+    """Return a number of a series, and its band."""
+    if i is None:
+        return number(None)
+    band = f" ({number(line.low[i])} to {number(line.high[i])})" if line.low else ""
+    return number(line.y[i]) + band
 
 
 def of_run(run: History) -> list[Chart]:
@@ -157,7 +164,7 @@ _MISMATCH = {"mismatch_mean": "mean", "mismatch_p99": "99th percentile", "mismat
 
 
 def of_runs(runs: Sequence[History]) -> list[Chart]:
-    """Return the charts of several runs, each run in its colour throughout."""
+    """Return the charts of several runs, each in its colour throughout; of seeds the mean."""
     over = _overlaid(runs)
     made = [
         _entropy(runs),
@@ -215,7 +222,7 @@ def _aim_in_words(run: History, last: float) -> str:
 
 def _entropy(runs: Sequence[History]) -> Chart | None:
     measured = [
-        Line(_measured(runs, run), *run.points(run.entropy), style, "noisy")
+        _line(_measured(runs, run), run, run.entropy, style)
         for style, run in enumerate(runs)
         if run.entropy in run.keys
     ]
@@ -251,11 +258,17 @@ def _evaluations(run: History) -> Chart | None:
     """Draw success and a few pass@k; the environment's reward has another unit."""
     keys = ["eval/success", *_some(_pass_at(run))]
     lines = [
-        Line(key.removeprefix("eval/"), *run.points(key), style, "sparse")
+        Line(key.removeprefix("eval/"), *run.points(key), style, "sparse", *_interval(run, key))
         for style, key in enumerate(k for k in keys if k in run.keys)
     ]
-    note = "success and pass@k on held-out tasks"
+    note = "success, with its 95 % interval over tasks, and pass@k on held-out tasks"
     return _chart("Evaluations", note, "share of tasks", _merged(lines), from_zero=True)
+
+
+def _interval(run: History, key: str) -> list[list[float | None]]:
+    """Return the edges of a metric's confidence interval, where they were recorded."""
+    edges = [f"{key}_low", f"{key}_high"]
+    return [run.points(edge)[1] for edge in edges if edge in run.keys]
 
 
 def _pass_at(run: History) -> list[str]:
@@ -275,7 +288,7 @@ def _shared_evaluations(runs: Sequence[History]) -> list[str]:
 
 def _knob(name: str, runs: Sequence[History]) -> Chart | None:
     lines = [
-        Line(name if len(runs) == 1 else run.name, run.iterations, run.values(name), style, "steps")
+        _line(name if len(runs) == 1 else run.name, run, name, style, "steps")
         for style, run in enumerate(runs)
         if name in run.keys
     ]
@@ -289,12 +302,30 @@ def _overlaid(runs: Sequence[History]) -> Callable[..., list[Line]]:
 
     def over(key: str, *, kind: Kind = "noisy") -> list[Line]:
         return [
-            Line(key if len(runs) == 1 else run.name, *run.points(key), style, kind)
+            _line(run.name, run, key, style, kind)
             for style, run in enumerate(runs)
             if key in run.keys
         ]
 
     return over
+
+
+def _line(name: str, run: History, key: str, style: int, kind: Kind = "noisy") -> Line:
+    """Return a metric of a run; of the mean of several, with the band that holds its seeds."""
+    line = Line(name, *run.points(key), style, kind)
+    return _banded(line, key, run.seeds) if run.seeds else line
+
+
+def _banded(line: Line, key: str, seeds: Sequence[History]) -> Line:
+    """Add the lowest and the highest of seeds at a line's places, each averaged as the line is."""
+    found = []
+    for one in seeds:
+        at = dict(zip(*one.points(key), strict=True))
+        values = [at.get(x) for x in line.x]
+        found.append(smooth(values, window(len(values))) if line.kind == "noisy" else values)
+    known = [[v for v in values if v is not None] for values in zip(*found, strict=True)]
+    low, high = ([edge(values, default=None) for values in known] for edge in (min, max))
+    return evolve(line, low=low, high=high)
 
 
 def _of(run: History, names: dict[str, str]) -> list[Line]:

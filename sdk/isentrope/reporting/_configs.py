@@ -9,6 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from isentrope.plugins import registry
+from isentrope.reporting._text import counted
 from isentrope.specs import Kind
 
 ABSENT = "\u2013"
@@ -73,9 +74,13 @@ def learning_in_words(config: Mapping[str, Any]) -> str:
     epochs, size = algorithm.get("epochs", 1), algorithm.get("minibatch")
     batches = f"minibatches of {size} episodes" if size else "one batch"
     passes = "1 pass" if epochs == 1 else f"{epochs} passes"
+    lora, stale = (config.get("learner") or {}).get("lora"), rollout.get("staleness")
+    trained = f"adapters of rank {lora.get('r')}" if lora else "the full weights"
+    late = f", sampled up to {counted(stale, 'update')} earlier" if stale else ""
     return (
-        f"{tasks} tasks \u00d7 {group} rollouts per iteration; {passes} over them in {batches}; "
-        f"losses added up by {algorithm.get('aggregation', ABSENT)}"
+        f"{tasks} tasks \u00d7 {group} rollouts per iteration{late}; "
+        f"{passes} over them in {batches}; "
+        f"losses added up by {algorithm.get('aggregation', ABSENT)}; trained are {trained}"
     )
 
 

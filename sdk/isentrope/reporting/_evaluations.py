@@ -14,7 +14,7 @@ from isentrope.evaluation.records import is_evaluation
 from isentrope.evaluation.result import Evaluation
 from isentrope.reporting import _configs, _figures
 from isentrope.reporting._charts import Chart
-from isentrope.reporting._figures import Axis, Curve, Line
+from isentrope.reporting._figures import Axis, Line
 from isentrope.reporting._page import CHARTS, render, swatch
 from isentrope.reporting._text import number
 
@@ -57,9 +57,9 @@ def as_evaluation(of: object) -> Evaluation | None:
 
 def page_of(evaluations: Sequence[Evaluation]) -> str:
     """Return the page of one or several."""
-    names = _names(evaluations)
+    names = names_of(evaluations)
     first, others = evaluations[0], evaluations[1:]
-    rows = _rows(evaluations)
+    rows = rows_of(evaluations)
     compared = [other.against(first) for other in others]
     charts = _charts(names, evaluations)
     return render(
@@ -77,7 +77,7 @@ def page_of(evaluations: Sequence[Evaluation]) -> str:
                 name=name,
                 swatch=swatch(style + 1),
                 state=f"{found.tasks} common tasks",
-                cells=_cells(found.differences, rows, sign="+"),
+                cells=cells(found.differences, rows, sign="+"),
                 notes=found.notes(name, names[0]),
             )
             for style, (name, found) in enumerate(zip(names[1:], compared, strict=True))
@@ -92,7 +92,7 @@ def page_of(evaluations: Sequence[Evaluation]) -> str:
     )
 
 
-def _names(evaluations: Sequence[Evaluation]) -> list[str]:
+def names_of(evaluations: Sequence[Evaluation]) -> list[str]:
     """Name each by its policy, or where those are called the same by its folder; else number it."""
     policies = [Path(one.policy).name or "evaluation" for one in evaluations]
     same = len(set(policies)) < len(policies)
@@ -105,7 +105,8 @@ def _names(evaluations: Sequence[Evaluation]) -> list[str]:
     return names
 
 
-def _rows(evaluations: Sequence[Evaluation]) -> list[str]:
+def rows_of(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Return what is worth a row: success, some pass@k and pass^k, reward."""
     judged = [one for one in evaluations if one.says_success]
     most = max((one.k for one in judged), default=1)
     passes = [f"pass{sign}{j}" for sign in "@^" for j in some(most)]
@@ -114,10 +115,11 @@ def _rows(evaluations: Sequence[Evaluation]) -> list[str]:
 
 def _column(style: int, name: str, one: Evaluation, rows: Sequence[str]) -> Column:
     state = f"{one.policy}: {one.tasks} tasks \u00d7 {one.k}, {one.failed} failed"
-    return Column(name, swatch(style), state, _cells(one.estimates, rows), one.notes())
+    return Column(name, swatch(style), state, cells(one.estimates, rows), one.notes())
 
 
-def _cells(estimates: Mapping[str, Estimate], rows: Sequence[str], sign: str = "") -> list[str]:
+def cells(estimates: Mapping[str, Estimate], rows: Sequence[str], sign: str = "") -> list[str]:
+    """Return the numbers of the rows that there are, each with its interval."""
     return [_cell(estimates[row], sign) if row in estimates else "\u2013" for row in rows]
 
 
@@ -142,19 +144,21 @@ def _chart(sign: str, title: str, note: str, drawn: Sequence[tuple[int, str, Eva
     curves = [_curve(sign, style, name, one) for style, name, one in drawn]
     ticks = [1, *some(max(one.k for _, _, one in drawn))]
     figure = _figures.curves(curves, Axis("chance"), ticks, "attempts k")
-    caption = "; ".join(f"{c.line.name} {_ends(c.line)}" for c in curves)
-    return Chart(title, note, caption, figure, tuple(c.line for c in curves))
+    caption = "; ".join(f"{line.name} {_ends(line)}" for line in curves)
+    return Chart(title, note, caption, figure, tuple(curves))
 
 
 def _ends(line: Line) -> str:
     return f"{number(line.y[0])} \u2192 {number(line.y[-1])}"
 
 
-def _curve(sign: str, style: int, name: str, one: Evaluation) -> Curve:
+def _curve(sign: str, style: int, name: str, one: Evaluation) -> Line:
     places = range(1, one.k + 1)
     found = [one.estimates[f"pass{sign}{j}"] for j in places]
-    line = Line(name, places, [known(e.value) for e in found], style, "sparse")
-    return Curve(line, [known(e.low) for e in found], [known(e.high) for e in found])
+    values, low, high = (
+        [known(getattr(e, name)) for e in found] for name in ("value", "low", "high")
+    )
+    return Line(name, places, values, style, "sparse", low, high)
 
 
 def _about(one: Evaluation) -> dict[str, object]:

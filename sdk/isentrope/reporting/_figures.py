@@ -39,6 +39,8 @@ PALETTE = {
 _DASHES = ("solid", "dot", "dashdot", "longdash")
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 _DIGITS = 5
+_FEW = 10
+"""Iterations that each get a tick: of fewer, plotly would put ticks between."""
 
 
 @frozen
@@ -51,11 +53,19 @@ class Line:
     style: int = 0
     """Index of hue and, after six, of dash."""
     kind: Kind = "noisy"
+    low: Values = ()
+    high: Values = ()
+    """The edges of a band round it; empty for none."""
 
     @property
     def hue(self) -> str:
         """The colour in the light palette."""
         return _HUES[self.style % len(_HUES)]
+
+    @property
+    def shape(self) -> str:
+        """How plotly goes from point to point."""
+        return "hv" if self.kind == "steps" else "linear"
 
     @property
     def dash(self) -> str:
@@ -76,10 +86,11 @@ class Axis:
 
 def lines(series: Sequence[Line], axis: Axis) -> Figure:
     """Draw faint points and a moving average for each series, targets and sparse ones as lines."""
-    every = [v for line in series for v in line.y]
+    every = [v for line in series for v in (*line.y, *line.low, *line.high)]
     log = SignedLog.fitting(every) if axis.scale == "signed-log" else None
     traces = [trace for line in series for trace in _traces(line, log)]
-    return {"data": traces, "layout": _layout(axis, len(series) > 1, _y(axis, log, every))}
+    layout = _layout(axis, len(series) > 1, _y(axis, log, every), series)
+    return {"data": traces, "layout": layout}
 
 
 def stack(series: Sequence[Line], axis: Axis) -> Figure:
@@ -89,19 +100,10 @@ def stack(series: Sequence[Line], axis: Axis) -> Figure:
         | {"stackgroup": "one", "mode": "lines", "line": {"color": line.hue, "width": 0.7}}
         for line in series
     ]
-    return {"data": traces, "layout": _layout(axis, True, _y(axis, None, []))}
+    return {"data": traces, "layout": _layout(axis, True, _y(axis, None, []), series)}
 
 
-@frozen
-class Curve:
-    """A line through a band of intervals."""
-
-    line: Line
-    low: Values
-    high: Values
-
-
-def curves(series: Sequence[Curve], axis: Axis, ticks: Sequence[int], title: str) -> Figure:
+def curves(series: Sequence[Line], axis: Axis, ticks: Sequence[int], title: str) -> Figure:
     """Draw lines with their bands over places that are spread logarithmically.
 
     ticks, title: of the axis of places.
@@ -109,25 +111,28 @@ def curves(series: Sequence[Curve], axis: Axis, ticks: Sequence[int], title: str
     layout = _layout(axis, len(series) > 1, {"range": [-0.02, 1.02]})
     layout["xaxis"] |= {"type": "log", "tickvals": list(ticks), "ticktext": list(map(str, ticks))}
     layout["xaxis"]["title"]["text"] = title
-    bands = [edge for curve in series for edge in _band(curve)]
-    drawn = [_drawn(c.line, None) | _look(c.line, marked=True) for c in series]
+    bands = [edge for line in series for edge in _band(line)]
+    drawn = [_drawn(line, None) | _look(line, marked=True) for line in series]
     return {"data": [*bands, *drawn], "layout": layout}
 
 
-def _band(curve: Curve) -> Iterable[Figure]:
+def _band(line: Line, log: SignedLog | None = None) -> Iterable[Figure]:
     """Return the edges of a band, of which the second fills it."""
-    edge = {"mode": "lines", "line": {"color": curve.line.hue, "width": 0}}
-    fill = {"fill": "tonexty", "fillcolor": f"{curve.line.hue}{_THIN}"}
+    edge = {"mode": "lines", "line": {"color": line.hue, "width": 0, "shape": line.shape}}
+    fill = {"fill": "tonexty", "fillcolor": f"{line.hue}{_THIN}"}
     silent = {"showlegend": False, "hoverinfo": "skip"}
-    for values, filled in ((curve.low, {}), (curve.high, fill)):
-        yield _trace(evolve(curve.line, y=values), None) | edge | silent | filled
+    for values, filled in ((line.low, {}), (line.high, fill)):
+        yield _drawn(line, log, values) | edge | silent | filled
 
 
 def _traces(line: Line, log: SignedLog | None) -> Iterable[Figure]:
-    """Return the average last, so that it lies on the points."""
+    """Return the average last, so that it lies on the points, or on the band."""
     width = _series.window(len(line.y)) if line.kind == "noisy" else 1
-    if width > 1:
+    if line.low:
+        yield from _band(line, log)
+    elif width > 1:
         yield _drawn(line, log) | _faint(line)
+    if width > 1:
         line = evolve(line, y=_series.smooth(line.y, width))
     yield _drawn(line, log) | _look(line, marked=width == 1 and line.kind in ("noisy", "sparse"))
 
@@ -144,15 +149,15 @@ def _faint(line: Line) -> Figure:
 
 
 def _look(line: Line, *, marked: bool) -> Figure:
-    shape = "hv" if line.kind == "steps" else "linear"
-    look: Figure = {"line": {"color": line.hue, "width": 2.4, "dash": line.dash, "shape": shape}}
+    stroke = {"color": line.hue, "width": 2.4, "dash": line.dash, "shape": line.shape}
+    look: Figure = {"line": stroke}
     return look | ({"mode": "lines+markers", "marker": {"size": 7}} if marked else {})
 
 
-def _drawn(line: Line, log: SignedLog | None) -> Figure:
-    """Return the trace of a series, thinned."""
-    chosen = _series.thin(line.y)
-    thinned = evolve(line, x=[line.x[i] for i in chosen], y=[line.y[i] for i in chosen])
+def _drawn(line: Line, log: SignedLog | None, values: Values | None = None) -> Figure:
+    """Return the trace of a series, or of other values at its places, thinned."""
+    chosen, values = _series.thin(line.y), line.y if values is None else values
+    thinned = evolve(line, x=[line.x[i] for i in chosen], y=[values[i] for i in chosen])
     return _trace(thinned, log)
 
 
@@ -198,7 +203,10 @@ def _range(values: Values, least: float) -> list[float]:
     return [max(middle - half, 0.0) if low >= 0 else middle - half, middle + half]
 
 
-def _layout(axis: Axis, legend: bool, y: Mapping[str, Any]) -> Figure:
+def _layout(axis: Axis, legend: bool, y: Mapping[str, Any], series: Sequence[Line] = ()) -> Figure:
+    """Return what is round the lines; series: over iterations, which are never between two."""
+    places = [x for line in series for x in line.x]
+    few = bool(places) and max(places) - min(places) <= _FEW
     common = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "automargin": True}
     return {
         "autosize": True,
@@ -213,6 +221,7 @@ def _layout(axis: Axis, legend: bool, y: Mapping[str, Any]) -> Figure:
         "xaxis": {
             "title": {"text": "iteration", "font": {"size": 13}},
             "showgrid": False,
+            **({"dtick": 1} if few else {}),
             **common,
             "zeroline": False,
         },

@@ -29,6 +29,8 @@ class History:
     config: Record
     about: Record
     metrics: tuple[Record, ...] = field(repr=False)
+    seeds: tuple[History, ...] = ()
+    """The runs that this is the mean of; empty for a single one."""
 
     @classmethod
     def read(cls, run: Run | str | Path) -> History:

@@ -41,11 +41,13 @@ def number(value: float | None) -> str:
     """Write three significant digits, whole numbers in full, and a dash for what is not known."""
     if value is None or not math.isfinite(value):
         return "\u2013"
-    if float(value).is_integer() and abs(value) < 1e15:
+    if value < 0:
+        return f"\u2212{number(-value)}"
+    if float(value).is_integer() and value < 1e15:
         return f"{value:,.0f}"
-    if abs(value) >= 100:
+    if value >= 100:
         return f"{value:,.0f}"
-    return f"{value:#.3g}" if abs(value) >= 1e-4 else f"{value:.2e}"
+    return f"{value:#.3g}" if value >= 1e-4 else f"{value:.2e}"
 
 
 def percent(value: float | None) -> str:

@@ -12,9 +12,18 @@ from isentrope.errors import ConfigError
 from isentrope.evaluation.result import Evaluation
 from isentrope.reporting import _charts, _configs
 from isentrope.reporting._episodes import EpisodeFile, as_text
-from isentrope.reporting._evaluations import as_evaluation, page_of
+from isentrope.reporting._evaluations import (
+    Column,
+    as_evaluation,
+    cells,
+    names_of,
+    page_of,
+    rows_of,
+)
 from isentrope.reporting._history import History
 from isentrope.reporting._page import BROWSER, CHARTS, LIVE, render, swatch, write
+from isentrope.reporting._paired import Evaluated, Paired, paired
+from isentrope.reporting._seeds import pooled
 from isentrope.reporting._series import change
 from isentrope.reporting._text import counted, number, percent
 from isentrope.runs import Run
@@ -30,6 +39,8 @@ class Ends:
     first: str
     last: str
     change: str
+    spread: str
+    """The lowest and the highest of seeds at its end; empty for a single run."""
 
 
 def report(of: Run | Evaluation | str | Path, out: str | Path | None = None) -> Path:
@@ -56,22 +67,45 @@ def report(of: Run | Evaluation | str | Path, out: str | Path | None = None) -> 
 def compare(*of: Run | Evaluation | str | Path, out: str | Path | None = None) -> Path:
     """Write a page that lays runs, or evaluations, over one another, and lists what differs.
 
-    Evaluations are subtracted from the first, task by task.
+    Evaluations, and those that runs made while they trained, are subtracted from the first's, task
+    by task. Runs that differ in the seed alone are one: its mean, and a band that holds every seed.
     out: the file; None for ``compare.html`` in the current folder.
 
     Raises `ConfigError` for fewer than two, where one is neither, for runs beside evaluations, and
     where the page cannot be written.
     """
+    place = Path("compare.html" if out is None else out)
+    runs, evaluations = _read(of)
+    return write(place, page_of(evaluations) if evaluations else _page_of_runs(runs))
+
+
+def compared(of: Sequence[Run | Evaluation | str | Path]) -> list[Paired]:
+    """Return the differences that `compare` shows: of all but the first from the first.
+
+    Raises `ConfigError` as `compare` does.
+    """
+    runs, evaluations = _read(of)
+    if not evaluations:
+        return paired([Evaluated.of(run) for run in runs])
+    (base, first), *others = zip(names_of(evaluations), evaluations, strict=True)
+    return [Paired(name, base, None, other.against(first)) for name, other in others]
+
+
+def _read(
+    of: Sequence[Run | Evaluation | str | Path],
+) -> tuple[list[History], list[Evaluation]]:
+    """Read runs, of seeds the mean, or evaluations."""
     if len(of) < 2:
         raise ConfigError(f"compare needs two runs or more, or two evaluations; got {len(of)}.")
-    place = Path("compare.html" if out is None else out)
+    paths = [one if isinstance(one, (str, Path)) else one.path for one in of]
+    places = [Path(path).resolve() for path in paths if path is not None]
+    if twice := [str(place) for place in dict.fromkeys(places) if places.count(place) > 1]:
+        raise ConfigError(f"compare got {twice[0]} twice.")
     evaluations = [found for one in of if (found := as_evaluation(one)) is not None]
-    if not evaluations:
-        runs = [History.read(run) for run in of if not isinstance(run, Evaluation)]
-        return write(place, _page_of_runs(_told_apart(runs)))
-    if len(evaluations) < len(of):
+    if evaluations and len(evaluations) < len(of):
         raise ConfigError("compare takes runs or evaluations, and not both at once.")
-    return write(place, page_of(evaluations))
+    runs = [] if evaluations else [History.read(r) for r in of if not isinstance(r, Evaluation)]
+    return _told_apart(pooled(runs)), evaluations
 
 
 def page_of_run(
@@ -114,18 +148,40 @@ def page_of_run(
     )
 
 
-def _page_of_runs(histories: Sequence[History]) -> str:
-    charts = _charts.of_runs(histories)
+def _page_of_runs(runs: Sequence[History]) -> str:
+    charts = _charts.of_runs(runs)
+    evaluated = [Evaluated.of(run) for run in runs]
+    differences = paired(evaluated)
+    rows = rows_of([e for run in evaluated for found in run.during.values() for e in found])
     return render(
         "compare.html.j2",
         CHARTS if charts else (),
-        title=" against ".join(run.name for run in histories),
-        runs=histories,
-        states=[_state(run) for run in histories],
-        swatches=[swatch(style) for style, _ in enumerate(histories)],
-        ends=[_ends(run) for run in histories],
-        evaluated=[number(_last(run, "eval/success")) for run in histories],
-        differences=_configs.differences([run.config for run in histories]),
+        title=" against ".join(run.name for run in runs),
+        runs=runs,
+        seeds=any(run.seeds for run in runs),
+        states=[_state(run) for run in runs],
+        swatches=[swatch(style) for style, _ in enumerate(runs)],
+        ends=[_ends(run) for run in runs],
+        evaluations=[
+            Column(run.name, swatch(style), f"iteration {run.last}", cells(run.estimates, rows), [])
+            for style, run in enumerate(evaluated)
+            if run.last is not None
+        ],
+        compared=[
+            Column(
+                name=one.name,
+                swatch=swatch(style + 1),
+                state=f"iteration {one.iteration}, {one.found.tasks} common tasks",
+                cells=cells(one.found.differences, rows, sign="+"),
+                notes=one.found.notes(one.name, one.base),
+            )
+            for style, one in enumerate(differences)
+            if one.found is not None
+        ],
+        problems=[one.problem for one in differences if one.problem],
+        rows=rows,
+        base=runs[0].name,
+        differences=_configs.differences([run.config for run in runs]),
         charts=charts,
     )
 
@@ -142,6 +198,9 @@ def _told_apart(runs: Sequence[History]) -> list[History]:
 
 
 def _state(run: History) -> str:
+    if run.seeds:
+        each = dict.fromkeys(map(_state, run.seeds))
+        return f"{len(run.seeds)} seeds ({_seeds(run)}). {'; '.join(each)}"
     done = len(run.metrics)
     progress = f"{done:,} of {counted(run.wanted, 'iteration')}"
     if run.stopped is not None:
@@ -149,6 +208,10 @@ def _state(run: History) -> str:
     if done < run.wanted:
         return f"{progress}: unfinished" if done else f"{progress}: no metrics yet"
     return f"{progress}: finished"
+
+
+def _seeds(run: History) -> str:
+    return ", ".join(str(seed) for seed in run.config["seed"])
 
 
 def _facts(run: History) -> list[tuple[str, str]]:
@@ -172,10 +235,15 @@ def _versions(run: History) -> str:
 def _ends(run: History) -> list[Ends]:
     rows = []
     for key, name in _ENDS:
-        first, last = run.ends(run.entropy if key == "entropy" else key)
-        rows.append(Ends(name, number(first), number(last), percent(change(first, last))))
+        key = run.entropy if key == "entropy" else key
+        first, last = run.ends(key)
+        moved = percent(change(first, last))
+        rows.append(Ends(name, number(first), number(last), moved, _spread(run, key)))
     return rows
 
 
-def _last(run: History, key: str) -> float | None:
-    return next((v for v in reversed(run.points(key)[1]) if v is not None), None)
+def _spread(run: History, key: str) -> str:
+    """Return the lowest and the highest of seeds at the end of their mean."""
+    shared = [evolve(one, metrics=one.metrics[: len(run.metrics)]) for one in run.seeds]
+    lasts = [last for one in shared if (last := one.ends(key)[1]) is not None]
+    return f"{number(min(lasts))} to {number(max(lasts))}" if lasts else ""

@@ -13,8 +13,8 @@ from isentrope.rollout.chat import ChatTemplate
 class TokenLedger:
     """Append-only record of what the policy was told and what it sampled.
 
-    What was sampled is never decoded and encoded again: `ids` is exactly the concatenation of what
-    was sent to the engine and what came back. By default an environment's turn is the chat
+    What was sampled is never decoded and encoded again: ``ids`` is exactly the concatenation of
+    what was sent to the engine and what came back. By default an environment's turn is the chat
     template's own delta, appended; earlier turns stay as they were sampled whatever the template
     would do to them.
 

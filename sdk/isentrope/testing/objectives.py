@@ -33,10 +33,10 @@ def check_objective(
 ) -> Report:
     """Check an objective, an advantage transform or an advantage estimator, by what it is.
 
-    Objectives and transforms run on random tokens, as the learner would run them: `prepare` first,
-    on the whole minibatch. Gradients are compared with finite differences in float64, with whatever
-    the objective detaches held constant. on_finding: called with the outcome of each check as it
-    ends.
+    Objectives and transforms run on random tokens, as the learner would run them: ``prepare``
+    first, on the whole minibatch. Gradients are compared with finite differences in float64,
+    with whatever the objective detaches held constant. on_finding: called with the outcome of each
+    check as it ends.
 
     Raises `TypeError` for anything else.
     """

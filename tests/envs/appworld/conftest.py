@@ -17,10 +17,10 @@ from platformdirs import user_cache_path
 from isentrope import IsentropeError
 from isentrope_envs.appworld import data, install, interpreter
 from isentrope_envs.appworld.checks import check
-from isentrope_envs.appworld.place import VARIABLE, Place
+from isentrope_envs.appworld.place import Place
 
 CACHE = user_cache_path("isentrope") / "ci"
-NAMED = os.environ.get(VARIABLE)
+NAMED = os.environ.get(Place.variable)
 SOURCES = "\n".join(map(str, [sys.version, *interpreter.LINKED.values()]))
 """What the cached one is made for: it sees this checkout. `install` renews what else changes."""
 ROOT = (
@@ -28,7 +28,9 @@ ROOT = (
     if NAMED
     else CACHE / f"appworld-{hashlib.sha256(SOURCES.encode()).hexdigest()[:16]}"
 )
-os.environ[VARIABLE] = str(ROOT)  # before plugins are read: what they bring names its interpreter
+os.environ[Place.variable] = str(
+    ROOT
+)  # before plugins are read: what they bring names its interpreter
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +55,7 @@ def copy(appworld: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pla
     place = Place(tmp_path / "appworld")
     shutil.copytree(appworld, place.root, symlinks=True, copy_function=_link)
     shutil.rmtree(place.agent)  # so that it is hard links to this copy, by the code under test
-    monkeypatch.setenv(VARIABLE, str(place.root))
+    monkeypatch.setenv(Place.variable, str(place.root))
     install(place.root, say=_silent)
     return place
 

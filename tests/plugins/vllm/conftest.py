@@ -14,18 +14,18 @@ import pytest
 
 from isentrope import EnvRef, component
 from isentrope_plugins.vllm.checks import check
-from isentrope_plugins.vllm.place import VARIABLE, Place
+from isentrope_plugins.vllm.place import Place
 from isentrope_plugins.vllm.server import Server, ServerOptions
 
-NAMED = os.environ.get(VARIABLE)
+NAMED = os.environ.get(Place.variable)
 
 
 @pytest.fixture(scope="session")
 def vllm() -> Place:
     """A whole installation, for slow tests."""
     if NAMED is None:
-        assert "CI" not in os.environ, f"{VARIABLE} names no installation."
-        pytest.skip(f"{VARIABLE} names no installation")
+        assert "CI" not in os.environ, f"{Place.variable} names no installation."
+        pytest.skip(f"{Place.variable} names no installation")
     (found,) = check()
     assert "ok" == found.state, found.message
     return Place(NAMED)

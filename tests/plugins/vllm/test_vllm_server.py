@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from isentrope import ConfigError, EngineError, UnknownNameError
-from isentrope_plugins.vllm.place import VARIABLE, Place
+from isentrope_plugins.vllm.place import Place
 from isentrope_plugins.vllm.server import (
     HOST,
     Server,
@@ -150,6 +150,8 @@ def test_gpus_are_dealt_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_is_a_folder_or_a_run_and_anything_else_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere does not exist\.$"):
         find_model(str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"runs/one/last does not exist\.$"):
+        find_model("runs/one/last")  # no hub has such a name, and none is asked
     with pytest.raises(ConfigError, match=r"holds no model: it has no config\.json\.$"):
         find_model(str(tmp_path))
     with pytest.raises(ConfigError, match="'who/knows' is no folder, and no hub's: ") as failed:
@@ -163,6 +165,10 @@ def test_a_model_is_a_folder_or_a_run_and_anything_else_is_one_sentence(tmp_path
         find_model(str(run))
     (run / "policy" / "config.json").write_text("{}")
     assert (str(run / "policy"), True) == find_model(str(run))
+    with pytest.raises(
+        ConfigError, match=r"policie does not exist. Did you mean '.*/run/policy'\?"
+    ):
+        find_model(str(run / "policie"))
 
 
 def test_without_an_installation_one_is_told_how_to_make_it(tmp_path: Path) -> None:
@@ -411,7 +417,7 @@ def test_a_server_that_takes_too_long_is_told_of(vllm: Place, tiny_model: Path, 
 def serve(*arguments: object, place: Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "isentrope", "vllm", "serve", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = {**os.environ, VARIABLE: str(place), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, Place.variable: str(place), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, env=environment, **pipes) as process:  # type: ignore[call-overload]
         try:
             yield process
@@ -461,6 +467,8 @@ def test_a_command_that_is_ended_while_its_server_starts_leaves_none(
         command.send_signal(word)
         assert status == command.wait(timeout=60)
         assert wait_for(lambda: not left_of(ours, mark))
+    if word == signal.SIGTERM:  # nothing went wrong, so that nothing has to be looked up
+        assert [] == list(Path(mark).glob("isentrope-vllm-*.log"))
 
 
 @pytest.mark.slow
