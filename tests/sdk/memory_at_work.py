@@ -40,6 +40,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "large vocabulary": {"vocab_size": 60_000, "hidden_size": 64},
 }
 CONTEXT, BUDGET = 256, 512
+REHEARSALS = 5
+"""The least counts: about once in thirty, a thread of gloo's lets go of a message late."""
 
 
 def architecture(shape: str) -> Qwen3Config:
@@ -90,7 +92,7 @@ def work(shape: str, case: str, needs: frozenset[str], ranks: Ranks) -> dict[str
         "trained": _storages(trained),
         "gradients": before,
         "optimizer": _storages(state),
-        "peak": allocated(rehearse),
+        "peak": min(allocated(rehearse) for _ in range(REHEARSALS)),
         "saved": saved(lambda: policy(inputs, needs=needs & KNOWN), policy),
     }
 

@@ -612,7 +612,7 @@ def test_the_command_compares_evaluations_task_by_task(run, tmp_path) -> None:
         assert (0, "") == (done.returncode, done.stderr)
     done = command("compare", "warm", "cold", cwd=tmp_path)
     assert (0, "") == (done.returncode, done.stderr)
-    assert "cold less warm: 4 common tasks" in done.stdout
+    assert "cold minus warm: 4 common tasks" in done.stdout
     warm, cold = (Evaluation.read(tmp_path / name) for name in ("warm", "cold"))
     expected = cold.against(warm).differences["pass@2"]
     assert f"{expected.value:+.3f}" in done.stdout
