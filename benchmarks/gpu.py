@@ -80,7 +80,7 @@ def measure(model: Qwen3ForCausalLM, config: LearnerConfig, length: int, short: 
     cuda = model.device.type == "cuda"
     one, small = (episode(n, model.config.vocab_size) for n in (length, short))
     truth = exact(model, small)
-    with joined(sharded=config.sharded) as ranks:
+    with joined(sharded=config.shards(1)) as ranks:
         policy = Policy(copy.deepcopy(model), 1.0, config.lora, config.head)
         learner = Learner(policy, config, ranks)
         (scores,) = learner.scores([small], frozenset())

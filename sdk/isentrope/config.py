@@ -164,10 +164,9 @@ class LearnerConfig:
     """Episodes of each iteration whose exact entropy is measured before and after the update, on
     the same tokens, beside the change that theory predicts. 0: none."""
 
-    @property
-    def sharded(self) -> bool:
-        """Whether the policy is wrapped in FSDP2 even on one rank."""
-        return self.dtype != "float32" or self.cpu_offload
+    def shards(self, ranks: int) -> bool:
+        """Whether so many ranks wrap the policy in FSDP2; a single one may have to as well."""
+        return ranks > 1 or self.dtype != "float32" or self.cpu_offload
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -81,12 +81,12 @@ def within(key: str) -> Iterator[None]:
         raise
 
 
-def nearest_path(path: Path) -> str:
+def nearest_path(path: Path, cutoff: float = 0.6) -> str:
     """Return ``" Did you mean 'x'?"`` where something like a path that does not exist is there."""
     if path.exists():
         return ""
     beside = sorted(other.name for other in path.absolute().parent.glob("*"))
-    close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(path.name, beside, n=1, cutoff=cutoff)
     return f" Did you mean {str(path.with_name(close[0]))!r}?" if close else ""
 
 

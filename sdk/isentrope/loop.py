@@ -105,7 +105,7 @@ def _train(
     with (
         torch_threads(config.threads),
         _interruptible() as interrupted,  # round all: torchrun's SIGTERM lets a sentence be said
-        joined(sharded=config.learner.sharded) as ranks,
+        joined(sharded=config.learner.shards(1)) as ranks,
         LoopThread() if config.rollout.staleness else asyncio.Runner() as runner,
     ):
         trainer = Trainer.build(config, ranks)

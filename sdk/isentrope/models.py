@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import field, frozen
 
-from isentrope.errors import ConfigError
+from isentrope.errors import ConfigError, nearest_path
 from isentrope.specs import EnvRef
 
 if TYPE_CHECKING:
@@ -27,6 +26,13 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     path: str | None = None
     """A folder, or a name on the hub, that has the very same; None: it is nowhere else."""
+    device: str = field()
+    """A torch device, to which learner and engine bring their weights; where `model` is, unless it
+    says otherwise. A policy that is sharded comes there layer by layer."""
+
+    @device.default
+    def _device_of_model(self) -> str:
+        return str(self.model.device)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -60,6 +66,8 @@ class LanguageModel:
     ) -> LanguageModel:
         """Load a model, in float32, and its tokenizer from a folder, or by a hub's name.
 
+        device: where it is to compute; it is loaded on the CPU.
+
         Raises `ConfigError` with transformers' own reason where it cannot be loaded.
         """
         cls.check_path(path)
@@ -72,12 +80,11 @@ class LanguageModel:
                 model = AutoModelForCausalLM.from_pretrained(
                     path, revision=revision, dtype=torch.float32
                 )
-                placed: Any = model  # transformers' own annotation of `to` is wrong
-                placed.to(device)
+                torch.empty(0, device=device)
             except (OSError, ValueError, RuntimeError) as error:  # a wrong name, file or device
                 reason = " ".join(str(error).split())
                 raise ConfigError(f"Model {str(path)!r} cannot be loaded: {reason}") from error
-        return cls(model, tokenizer, None if revision else str(path))
+        return cls(model, tokenizer, None if revision else str(path), device)
 
     @staticmethod
     def check_path(path: str | Path) -> None:
@@ -85,14 +92,12 @@ class LanguageModel:
 
         What has one slash at most, and is like no folder that there is, may be a name on the hub.
         """
-        name, folder = str(path), Path(path).expanduser().absolute()
+        name, folder = str(path), Path(path).expanduser()
         if folder.exists():
             return
-        beside = [str(Path(path).with_name(other.name)) for other in folder.parent.glob("*/")]
-        close = difflib.get_close_matches(name, beside, n=1, cutoff=0.8)
-        if name.startswith(("/", ".", "~")) or name.count("/") > 1 or close:
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"{folder} does not exist.{hint}")
+        hint = nearest_path(folder, cutoff=0.8)
+        if hint or name.startswith(("/", ".", "~")) or name.count("/") > 1:
+            raise ConfigError(f"{folder.absolute()} does not exist.{hint}")
 
     @staticmethod
     def architecture(path: str | Path, *, revision: str | None = None) -> PreTrainedConfig:
@@ -168,6 +173,7 @@ class ModelConfig(Protocol):
     def build(self, env: EnvRef) -> LanguageModel:
         """Load or make the model; `env` is the run's, for models that warm up on it.
 
+        Of several ranks the first alone is asked, unless what it makes cannot be pickled.
         Deterministic: the same config, and environment where it is used, give the same weights.
         """
         ...

@@ -42,6 +42,7 @@ from isentrope.learner.metrics import (
     performance_metrics,
     rollout_metrics,
 )
+from isentrope.learner.outlines import on_first
 from isentrope.learner.packing import concatenate
 from isentrope.learner.policy import Policy
 from isentrope.learner.probe import Probe
@@ -81,7 +82,7 @@ class Trainer:
         """Load the model, and put learner, engine and environments round it."""
         ranks = ranks or Ranks()
         torch.manual_seed(derive(config.seed, "model"))
-        model = ranks.first_then_others(lambda: config.model.build(config.env))
+        model = on_first(lambda: config.model.build(config.env), ranks)
         context = config.rollout.context_within(model.context)
         made: list[RolloutCollector] = []
         use = config.engine_use(context)
@@ -92,8 +93,18 @@ class Trainer:
                 )
             )
         )
-        policy = Policy(
-            model.model, config.rollout.temperature, config.learner.lora, config.learner.head
+        device = torch.device(model.device)
+        if not config.learner.shards(ranks.size):
+            whole: Any = model.model  # transformers' own annotation of `to` is wrong
+            whole.to(device)
+        policy = ranks.first_then_others(
+            lambda: Policy(
+                model.model,
+                config.rollout.temperature,
+                config.learner.lora,
+                config.learner.head,
+                device,
+            )
         )
         policy.check_context(context)
         tasks = _tasks(config.env, config.rollout.split)

@@ -59,12 +59,14 @@ def architecture(shape: str) -> Qwen3Config:
 
 
 @cache
-def planned(shape: str, case: str, ranks: int, needs: frozenset[str]) -> LearnerMemory:
+def planned(
+    shape: str, case: str, ranks: int, needs: frozenset[str], device: str = "cpu"
+) -> LearnerMemory:
     config = LearnerConfig(micro_batch_tokens=BUDGET, **CASES[case])
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(architecture(shape), dtype=torch.float32)
     policy = Policy(model, 1.0, config.lora)
-    return learner_memory(policy, config, ranks=ranks, context=CONTEXT, needs=needs, device="cpu")
+    return learner_memory(policy, config, ranks=ranks, context=CONTEXT, needs=needs, device=device)
 
 
 def work(shape: str, case: str, needs: frozenset[str], ranks: Ranks) -> dict[str, int]:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from isentrope import LearnerConfig, LoraConfig, recipe
+from isentrope import LanguageModel, LearnerConfig, LoraConfig, recipe
 from isentrope.learner.learner import Learner
+from isentrope.learner.outlines import on_first
 from isentrope.learner.packing import Trajectory
 from isentrope.learner.policy import Policy
 from isentrope.learner.ranks import joined
@@ -38,10 +39,18 @@ def minibatch(case: str) -> list[Trajectory]:
 
 def make_learner(case: str, ranks: Any) -> Learner:
     config = LearnerConfig(lr=1e-3, max_grad_norm=1e9, **CASES[case])
-    torch.manual_seed(0)  # of the adapters
     adapted = config.lora is not None and config.lora.head
-    model = make_model(tied=False) if adapted else copy.deepcopy(MODEL)
-    return Learner(Policy(model, TEMPERATURE, config.lora), config, ranks)
+
+    def build() -> LanguageModel:
+        assert ranks.first, "the others have its outline"
+        torch.manual_seed(0)  # of the adapters
+        model = make_model(tied=False) if adapted else copy.deepcopy(MODEL)
+        return LanguageModel(model, tokenizer=None)  # type: ignore[arg-type]  # nobody speaks
+
+    model = on_first(build, ranks).model
+    assert ranks.first or model.device.type == "meta"
+    policy = Policy(model, TEMPERATURE, config.lora, device=torch.device("cpu"))
+    return Learner(policy, config, ranks)
 
 
 def gradients(learner: Learner) -> dict[str, torch.Tensor]:

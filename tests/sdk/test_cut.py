@@ -83,6 +83,13 @@ def test_on_a_cpu_the_compiled_product_is_asked_and_filters_nothing(
     assert [expected] == [dict(x) for x in {tuple(options.items()) for options in asked}]
 
 
+def test_a_policy_that_is_yet_to_come_to_its_gpu_asks_nothing_of_the_package(
+    asked: list[dict[str, Any]],
+) -> None:
+    policy = Policy(qwen3(), 1.0, None, "cut-cross-entropy", torch.device("cuda"))
+    assert ("cuda", []) == (policy.device.type, asked)
+
+
 def test_where_the_package_is_missing_the_refusal_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,31 @@ def test_shards_shrink_with_the_ranks_and_what_is_whole_does_not() -> None:
     alone, many = (planned("wide", "bfloat16", ranks, NOTHING) for ranks in (1, 8))
     assert pytest.approx(alone.optimizer / 8, rel=0.01) == many.optimizer
     assert (alone.gathered, alone.kept, alone.loaded) == (many.gathered, many.kept, many.loaded)
+
+
+@pytest.mark.parametrize("case", ["bfloat16", "adapters in bfloat16"])
+@pytest.mark.parametrize("shape", ["deep", "large vocabulary"])
+def test_a_policy_comes_to_its_device_a_layer_at_a_time(shape: str, case: str) -> None:
+    told = planned(shape, case, 1, NOTHING, device="cuda")
+    with joined(sharded=True) as ranks:
+        watching = Watching(ranks.rank, ranks.size)
+        work(shape, case, NOTHING, watching)
+    assert 0 <= watching.most - told.loaded <= 1000  # of buffers
+    assert told.loaded < planned(shape, case, 1, NOTHING).loaded
+
+
+class Watching(Ranks):
+    """Counts the bytes of what is on the device and was not sharded yet."""
+
+    now = most = 0
+
+    def same(self, tensor: torch.Tensor) -> None:
+        self.now += tensor.untyped_storage().nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(tensor.untyped_storage(), self.drop, tensor.untyped_storage().nbytes())
+
+    def drop(self, size: int) -> None:
+        self.now -= size
 
 
 @pytest.mark.slow

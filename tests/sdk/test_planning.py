@@ -87,15 +87,22 @@ def test_gpus_that_are_elsewhere_are_planned_for(policy_8b) -> None:
     rows = {row.name: row for row in plan.memory.rows}
     adam = rows["AdamW's moments, float32"]
     assert pytest.approx(8 * plan.model.trainable / 8, rel=1e-3) == adam.learning
-    everything = plan.model.parameters + plan.model.trainable
-    assert 4 * everything == rows["the model as it is loaded, float32"].starting
+    embedding, gains = 151_936 * 4096, 4096
+    of_root = 2 * (2 * embedding + gains)
+    assert of_root == rows["a layer, whole until it is sharded"].starting
+    frozen = rows["frozen weights, bfloat16"].starting
+    assert pytest.approx(2 * plan.model.parameters / 8, rel=1e-3) == frozen
+    trained = rows["trained weights, float32"].starting
+    engine = rows["the engine's weights"].starting
+    assert of_root + frozen + trained + engine == plan.memory.total.starting
     assert ["The folder of the model"] == [s[:23] for s in plan.missing]
     small = isentrope.plan(gpus="2x24", **options)
     assert any(
         "lower rollout.context (8192), or set learner.activation_check" in told
         for told in small.problems
     )
-    assert any("every rank loads the whole model" in told for told in small.problems)
+    none = isentrope.plan(gpus="2x8", **options)
+    assert any("While the run starts, its first rank needs" in told for told in none.problems)
 
 
 @pytest.mark.parametrize("gpus", ["8", "8x", "0x80", "8 x 80", "eight"])

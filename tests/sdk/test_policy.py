@@ -114,8 +114,8 @@ def test_an_adapted_output_layer_says_what_the_adapted_model_does(tmp_path: Path
     mixture = torch.linspace(-1, 1, logp.numel())
     ours = torch.autograd.grad((mixture * logp).sum(), policy.trainable())
     theirs = torch.autograd.grad((mixture * expected).sum(), policy.trainable())
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    for a, b in zip(ours, theirs, strict=True):  # float32 rounds sums: to their largest part
+        torch.testing.assert_close(a, b, atol=3e-5 * float(b.abs().max()), rtol=0)
 
 
 def test_an_adapted_output_layer_merges_into_weights_that_a_folder_holds(tmp_path: Path) -> None:

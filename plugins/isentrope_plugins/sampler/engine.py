@@ -25,13 +25,13 @@ class TransformersEngine:
     max_batch: int = field(default=512, validator=validators.ge(1))
     """Completions decoded together at most; fewer take less memory for their caches."""
     device: str | None = None
-    """A torch device for the engine's copy of the weights; None: where the model is."""
+    """A torch device for the engine's copy of the weights; None: the model's."""
 
     def build(self, model: LanguageModel, use: EngineUse) -> Engine:
         """Copy the model's present weights into an engine, as version 0; it samples in float32."""
         del use
         policy = model.model
-        decoder = decoder_for(policy, self.device or str(policy.device))
+        decoder = decoder_for(policy, self.device or model.device)
         return BatchingEngine(
             decoder,
             vocabulary=policy.get_input_embeddings().get_parameter("weight").shape[0],

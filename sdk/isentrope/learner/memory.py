@@ -42,7 +42,8 @@ class LearnerMemory:
     """What learning takes of the memory of the fullest rank, bytes."""
 
     loaded: int
-    """The model as it is loaded, before it is sharded: whole, in float32."""
+    """While the run starts: the whole model, in float32; of one that comes to a GPU in shards, only
+    the largest layer, beside the shards."""
     frozen: int
     """Weights that are not trained."""
     trained: int
@@ -82,16 +83,16 @@ def learner_memory(
     context: tokens of the longest episode. needs: what the algorithm needs. device: the type of the
     ranks' device, ``"cpu"`` or ``"cuda"``.
     """
-    loaded = sum(p.numel() * MASTER for p in policy.plain.parameters())
-    sharded = ranks > 1 or config.sharded
+    sharded = config.shards(ranks)
     itemsize = config.torch_dtype.itemsize
+    whole = list(policy.plain.parameters())
     frozen = [p for p in policy.parameters() if not p.requires_grad]
     trained = policy.trainable()
     masters = _sharded(trained, ranks, MASTER)
     groups = _Groups.of(policy, itemsize) if sharded else _Groups()
     kept, peak = _activations(policy, config, context, needs, device, groups.waiting)
     return LearnerMemory(
-        loaded=loaded,
+        loaded=groups.coming if sharded and device != "cpu" else MASTER * _count(whole),
         frozen=_sharded(frozen, ranks, itemsize if sharded else MASTER),
         trained=masters,
         gradients=masters,
@@ -110,6 +111,8 @@ class _Groups:
     A group for each layer, and the root's for all else: embedding, output layer, last norm.
     """
 
+    coming: int = 0
+    """When the run starts: one of them, which comes to the device before it is sharded."""
     whole: int = 0
     """In the backward pass: the root, some layers, and a layer's gradients on their way."""
     fetching: int = 0
@@ -127,8 +130,13 @@ class _Groups:
         root = [p for p in policy.parameters() if p not in inner]
         waiting = tuple(p for p in root if p.requires_grad)
         on_their_way = max(_count(p for p in layer if p.requires_grad) for layer in layers)
+        coming = [
+            sum(p.numel() * (MASTER if p.requires_grad else itemsize) for p in group)
+            for group in (*layers, root)
+        ]
         weights = _count(root) + WHOLE_LAYERS * max(map(_count, layers))
         return cls(
+            coming=max(coming),
             whole=weights * itemsize + on_their_way * (itemsize + MASTER),
             fetching=2 * _count(root) * itemsize,
             ending=_count(waiting) * (itemsize + MASTER),

@@ -42,6 +42,8 @@ class Policy(nn.Module):
     merged adapters, in rounding), where its own logits are more than its head's matrix product
     (soft-capped or scaled), which the head does not reproduce, where adapters of the head would
     change the embedding, and where Cut Cross-Entropy is asked for and cannot be had.
+
+    device: where it is going to compute, once `shard` has brought it there; None: where it is.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Policy(nn.Module):
         temperature: float,
         lora: LoraConfig | None,
         backend: Head = "chunked",
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         _check_supported(model)
@@ -61,15 +64,15 @@ class Policy(nn.Module):
                     "learner.head = 'cut-cross-entropy' takes no adapters of the output layer: "
                     "use learner.head = 'chunked', or learner.lora.head = false."
                 )
-            self._cut = CutCrossEntropy.load(head.weight.device, bias=head.bias is not None)
+            self._cut = CutCrossEntropy.load(device or model.device, bias=head.bias is not None)
         model.eval()  # no dropout: old and new log-probs must be of the same function
         use_rows(model)
         self.temperature = temperature
-        self.device = model.device
+        self.device = device or model.device
         self.plain = model
         self.model = model if lora is None else _with_lora(model, lora)
         self._sizes = _sizes(model)
-        of_shapes = self.device.type == "meta"  # for a plan: there are no numbers to look at
+        of_shapes = model.device.type == "meta"  # for a plan: there are no numbers to look at
         self.frozen = "" if of_shapes else _fingerprint(self)
         if not of_shapes:
             self._self_test()
@@ -234,8 +237,13 @@ class Policy(nn.Module):
     @torch.no_grad()
     def _self_test(self) -> None:
         """Compare with the model's own logits, so that nothing unsupported can pass unseen."""
+        here = self.plain.device
+        inputs = pack(self._samples(), here, torch.float32)
         try:
-            ours = self(self.sample_inputs()).logp
+            if here.type == self.device.type:
+                ours = self(inputs).logp
+            else:  # another device's head, which may have kernels there only, is not asked yet
+                ours = self.chunked(self.states(inputs), inputs.target, frozenset()).logp
         except NotPackedError as error:
             raise ConfigError(
                 f"{self.name} does not tell its attention what belongs together, so that sequences "
@@ -244,10 +252,10 @@ class Policy(nn.Module):
         theirs = []
         with own_attention(self.plain):
             for segment in self._samples():
-                ids = torch.from_numpy(segment.ids)[None].to(self.device)
+                ids = torch.from_numpy(segment.ids)[None].to(here)
                 logits = self.plain(input_ids=ids, use_cache=False).logits[0, :-1].float()
                 logp = torch.log_softmax(logits / self.temperature, -1)
-                sampled = torch.from_numpy(segment.sampled[1:]).to(self.device)
+                sampled = torch.from_numpy(segment.sampled[1:]).to(here)
                 theirs.append(logp.gather(-1, ids[0, 1:, None]).squeeze(-1)[sampled])
         tolerance = SELF_TEST_TOLERANCE * max(1.0, 1.0 / self.temperature)
         if not (difference := float((ours - torch.cat(theirs)).abs().max())) <= tolerance:

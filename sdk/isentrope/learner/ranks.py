@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from attrs import define, field
-from torch import nn
+from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -87,12 +87,10 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    @torch.no_grad()
-    def same_weights(self, module: nn.Module) -> None:
-        """Give every rank the first one's parameters and buffers."""
+    def same(self, tensor: Tensor) -> None:
+        """Give every rank's tensor the first one's values."""
         if self.size > 1:
-            for tensor in (*module.parameters(), *module.buffers()):
-                dist.broadcast(tensor.data, 0)
+            dist.broadcast(tensor, 0)
 
     def _wait_for(self, key: str) -> None:
         """Wait for what rank 0 sets, as long as it lives: under torchrun the store outlives it."""

@@ -1,5 +1,8 @@
 """Sharding: FSDP2 round each decoder layer and round the policy, with a precision policy of ours.
 
+The policy comes to its device layer by layer, and of each layer only this rank's shard stays: a
+device never has more of it than that, and one layer.
+
 Parameters are computed with in the training dtype and reduced in float32, and only what leaves the
 policy is float32: a layer whose output were cast would hand a float32 residual to the next. Masters
 are float32; frozen weights have none, and are stored in the training dtype.
@@ -21,6 +24,8 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
+from torch.distributed.tensor import DTensor
+from torch.utils import swap_tensors
 from torch.utils.checkpoint import checkpoint
 
 from isentrope.config import LearnerConfig
@@ -37,21 +42,17 @@ def shard(policy: Policy, config: LearnerConfig, ranks: Ranks) -> None:
     """
     if config.activation_checkpointing:
         recompute(policy)
-    dtype = config.torch_dtype
-    ranks.same_weights(policy)
-    if ranks.size == 1 and not config.sharded:
+    if not config.shards(ranks.size):
         return
-    device = policy.device.type
+    policy.frozen = ranks.by_first(lambda: policy.frozen)
+    dtype, device = config.torch_dtype, policy.device.type
     if config.cpu_offload and device == "cpu":
         raise ConfigError("learner.cpu_offload takes a policy off a GPU, but it is on the CPU.")
     if dtype == torch.float16 and device == "cpu" and ranks.first:
         warnings.warn(
             "float16 is about a hundred times slower than float32 on a CPU.", stacklevel=2
         )
-    for parameter in policy.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
-    if device == "cuda" and any(ranks.gather(policy.device.index != torch.cuda.current_device())):
+    if device == "cuda" and any(ranks.gather(not _is_own(policy.device))):
         raise ConfigError(
             "The model is on one GPU for all ranks: choose its device 'cuda', each rank's own."
         )
@@ -69,7 +70,9 @@ def shard(policy: Policy, config: LearnerConfig, ranks: Ranks) -> None:
         cast_forward_inputs=False,
     )
     for layer in policy.layers():
+        _bring(layer, policy.device, dtype, ranks)
         fully_shard(layer, mesh=mesh, mp_policy=inner, offload_policy=offload)
+    _bring(policy, policy.device, dtype, ranks)
     # Resharded like any layer: by default a root stays whole after a forward pass without backward,
     # and `parameters` would hand an optimizer what is gone at the next.
     fully_shard(
@@ -81,6 +84,32 @@ def shard(policy: Policy, config: LearnerConfig, ranks: Ranks) -> None:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other
     prove_unrounded(policy)
+
+
+def _is_own(device: torch.device) -> bool:
+    """Whether a GPU is the one that this rank computes on."""
+    return device.index in (None, torch.cuda.current_device())
+
+
+def _bring(module: nn.Module, device: torch.device, dtype: torch.dtype, ranks: Ranks) -> None:
+    """Bring what is not sharded yet to the device, the same on all ranks as on the first."""
+    for parameter in module.parameters():
+        if not isinstance(parameter, DTensor):
+            _place(parameter, device, parameter.dtype if parameter.requires_grad else dtype)
+            ranks.same(parameter.data)
+    for buffer in module.buffers():
+        _place(buffer, device, buffer.dtype)
+        ranks.same(buffer)
+
+
+def _place(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+    if not tensor.is_meta:
+        tensor.data = tensor.data.to(dtype).to(device)
+        return
+    like = torch.empty_like(tensor, dtype=dtype, device=device)  # of an outline: numbers will come
+    if isinstance(tensor, nn.Parameter):
+        like = nn.Parameter(like, requires_grad=tensor.requires_grad)
+    swap_tensors(tensor, like)  # whoever has the tensor, such as a tied layer, keeps it
 
 
 @torch.no_grad()

@@ -212,13 +212,13 @@ class _Planner:
         )
         engine = self._engine(architecture, context)
         memory = PlannedMemory(
-            tuple(_rows(learner, engine, config.learner, sharded=_sharded(config, ranks))),
+            tuple(_rows(learner, engine, config.learner, ranks, self.device)),
             ranks,
             self.device,
             limit,
         )
         self._check(memory, context)
-        self._note(learner, ranks)
+        self._note(model, learner)
         return model, memory
 
     def _engine(self, architecture: PreTrainedConfig, context: int) -> Mapping[str, int]:
@@ -255,7 +255,12 @@ class _Planner:
         if total.starting > memory.limit:
             self.problems.append(
                 f"While the run starts, its first rank needs {total.starting / GIB:,.1f} GiB, "
-                f"{there}: every rank loads the whole model, in float32, before it keeps its shard."
+                f"{there}: "
+                + (
+                    "it loads the whole model, in float32."
+                    if memory.device == "cpu"
+                    else "let more ranks share the weights, or servers sample."
+                )
             )
         if total.collecting > memory.limit:
             self.problems.append(
@@ -266,19 +271,18 @@ class _Planner:
             needed = f"{total.learning / GIB:,.1f} GiB are needed, {there}"
             self.problems.append(advice(self.config.learner, context, needed))
 
-    def _note(self, learner: LearnerMemory, ranks: int) -> None:
+    def _note(self, model: PlannedModel, learner: LearnerMemory) -> None:
         """Say what is not in the table."""
         config = self.config
         if self.device == "cpu":
             self.notes.append("Not in the table: Python and its libraries, environments, episodes.")
         else:
-            whole = f"{learner.loaded / GIB:,.1f} GiB"
+            whole = f"{4 * model.parameters / GIB:,.1f} GiB"
             self.notes += [
                 "Not in the table: CUDA's context, NCCL's buffers, and what the allocator leaves "
                 "unused between tensors.",
-                f"The machine's own memory: every rank, of {ranks}, loads the model through it "
-                f"({whole} each, in float32), and the first gathers the policy there to save it "
-                f"({whole}).",
+                f"The machine's own memory: the first rank loads the model there ({whole}, in "
+                "float32), sends every rank its shards, and gathers the policy there to save it.",
             ]
         if config.learner.cpu_offload:
             shards = (learner.resident + learner.gradients) / GIB
@@ -357,23 +361,25 @@ def _positions(architecture: PreTrainedConfig) -> int:
     return positions
 
 
-def _sharded(config: TrainConfig, ranks: int) -> bool:
-    return ranks > 1 or config.learner.sharded
-
-
 def _rows(
-    learner: LearnerMemory, engine: Mapping[str, int], config: LearnerConfig, *, sharded: bool
+    learner: LearnerMemory,
+    engine: Mapping[str, int],
+    config: LearnerConfig,
+    ranks: int,
+    device: str,
 ) -> Iterator[MemoryRow]:
     """Return what takes memory of the first rank, by name; nothing that takes none."""
-    here = not config.cpu_offload
+    sharded, here = config.shards(ranks), not config.cpu_offload
     weights, rest = learner.frozen * here, learner.trained * here
-    if sharded:
+    apart = device == "cpu" and sharded  # shards take the place of what was loaded
+    if apart:
         yield MemoryRow("the model as it is loaded, float32", starting=learner.loaded)
+    elif sharded:
+        yield MemoryRow("a layer, whole until it is sharded", starting=learner.loaded)
     if learner.frozen:
         stored = config.dtype if sharded else "float32"
-        start = 0 if sharded else weights
-        yield MemoryRow(f"frozen weights, {stored}", start, weights, weights)
-    yield MemoryRow("trained weights, float32", 0 if sharded else rest, rest, rest)
+        yield MemoryRow(f"frozen weights, {stored}", 0 if apart else weights, weights, weights)
+    yield MemoryRow("trained weights, float32", 0 if apart else rest, rest, rest)
     adam = learner.optimizer * here
     yield MemoryRow("AdamW's moments, float32", 0, adam, adam)
     yield MemoryRow("gradients, float32", learning=learner.gradients * here)
