@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -154,17 +156,16 @@ def test_an_environment_that_cannot_be_made_leaves_the_rest_of_the_plan() -> Non
     assert told.startswith("rollout.split")
 
 
-def test_an_environment_without_its_interpreter_says_what_installs_it(monkeypatch) -> None:
-    if "isentrope_envs.appworld.place" in sys.modules:
-        from isentrope.plugins import registry
-
-        python = registry().specs("environment")["appworld"].python
-        if Path(python).exists():
-            pytest.skip("AppWorld is installed here")
-    plan = isentrope.plan(TINY, env="appworld")
+def test_an_environment_without_its_interpreter_says_what_installs_it(tmp_path: Path) -> None:
+    code = f"""
+import isentrope
+plan = isentrope.plan({TINY!r}, env="appworld")
+print(*plan.missing, plan.problems)
+"""
+    nowhere = {**os.environ, "ISENTROPE_APPWORLD": str(tmp_path)}  # read where plugins are found
+    said = subprocess.check_output([sys.executable, "-c", code], env=nowhere, text=True)
     told = "The environment 'appworld' is not installed here: isentrope appworld install."
-    assert (told,) == plan.missing
-    assert () == plan.problems
+    assert f"{told} ()\n" == said
 
 
 def test_what_the_policy_cannot_do_is_told_in_the_plan(tmp_path) -> None:
