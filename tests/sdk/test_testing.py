@@ -434,13 +434,16 @@ def test_an_environment_without_a_solver_is_told_so() -> None:
 
 
 def test_messages_say_where_and_what() -> None:
-    assert "task 'word7' with seed" in message(check_env(SolvesWrongly), "demonstration")
-    assert "random;" in message(check_env(SeedsTheProcess), "global-rng")
-    assert "torch;" in message(check_env(DrawsFromTorch), "global-rng")
-    hostile = message(check_env(ReadsHugeNumbers), "hostile-actions")
+    def said(env: Any, check: str) -> str:
+        return message(check_env(env, deadline=None), check)
+
+    assert "task 'word7' with seed" in said(SolvesWrongly, "demonstration")
+    assert "random;" in said(SeedsTheProcess, "global-rng")
+    assert "torch;" in said(DrawsFromTorch, "global-rng")
+    hostile = said(ReadsHugeNumbers, "hostile-actions")
     assert hostile.startswith("100 kB of a digit as the action raised ValueError")
-    assert message(check_env(TakesNothingForAnAnswer), "hostile-actions").startswith("nothing as")
-    assert "reset was" in message(check_env(Unseeded), "deterministic")
+    assert said(TakesNothingForAnAnswer, "hostile-actions").startswith("nothing as")
+    assert "reset was" in said(Unseeded, "deterministic")
 
 
 # ---------------------------------------------------------------- objectives
