@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -49,6 +50,14 @@ def test_an_outline_has_all_but_the_numbers(tied: bool) -> None:
         assert not there
     embedding = found.model.get_input_embeddings().weight
     assert tied == (found.model.get_output_embeddings().weight is embedding)
+
+
+def test_a_model_that_is_on_the_first_ranks_gpu_comes_to_each_ranks_own() -> None:
+    whole = language_model(tied=True)
+    whole.model.to("meta")  # for want of a GPU
+    data = outline(attrs.evolve(whole, device="cuda:0"))
+    assert data is not None
+    assert "cuda" == of_outline(data).device
 
 
 def test_tensors_that_are_no_weights_keep_their_numbers() -> None:

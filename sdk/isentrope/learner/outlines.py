@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -42,8 +43,10 @@ def on_first(build: Callable[[], LanguageModel], ranks: Ranks) -> LanguageModel:
 def outline(model: LanguageModel) -> bytes | None:
     """Return all of a model but its weights; None, with a warning, where it cannot be pickled."""
     file = io.BytesIO()
+    here = model.model.device.type == "cpu"
+    device = model.device if here else torch.device(model.device).type  # each rank's own GPU
     try:
-        _Outliner(file, model.model).dump(model)
+        _Outliner(file, model.model).dump(attrs.evolve(model, device=device))
         of_outline(file.getvalue())
     except Exception as error:  # a model's classes are anybody's
         warnings.warn(
