@@ -1,4 +1,4 @@
-"""`.ci/environment`: found, built, and never found half-built."""
+"""`.ci/environment`: found, built, and never found half-built. Groups of tests stay together."""
 
 from __future__ import annotations
 
@@ -71,3 +71,19 @@ def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path, toy: Path) -> 
     assert 0 != failed.returncode
     assert "" == failed.stdout
     assert [] == built(tmp_path)
+
+
+def test_tests_of_a_group_run_in_one_process(tmp_path: Path) -> None:
+    """pytest 9.2.0 and pytest-xdist 3.8.0 dealt them out: every costly fixture was made twice."""
+    (tmp_path / "test_group.py").write_text("""
+import os, pathlib, pytest
+
+@pytest.mark.xdist_group("one")
+@pytest.mark.parametrize("i", range(6))
+def test_it(i):
+    pathlib.Path(str(os.getpid())).touch()
+""")
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "6 passed" in done.stdout, done.stdout + done.stderr
+    assert 1 == len([path for path in tmp_path.iterdir() if path.name.isdigit()])

@@ -92,6 +92,7 @@ def alone() -> dict[str, Any]:
     return {case: work(case, Ranks()) for case in CASES if case != "bfloat16"}
 
 
+@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("case", [c for c in CASES if c != "bfloat16"])
 def test_the_gradient_is_that_of_one_process(ranks: Any, alone: Any, case: str) -> None:
     expected = alone[case]
@@ -110,6 +111,7 @@ def test_the_gradient_is_that_of_one_process(ranks: Any, alone: Any, case: str) 
     assert (expected["logp_after"] - expected["logp"]).abs().max() > 1e-4
 
 
+@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("case", list(CASES))
 def test_all_ranks_report_the_same_and_hold_the_same_policy(ranks: Any, case: str) -> None:
     first, *others = (rank[case] for rank in ranks)
@@ -120,6 +122,7 @@ def test_all_ranks_report_the_same_and_hold_the_same_policy(ranks: Any, case: st
             assert all(torch.equal(x, other[key][name]) for name, x in first[key].items())
 
 
+@pytest.mark.xdist_group("ranks")
 def test_in_bfloat16_the_gradient_is_near_and_log_probs_are_not_rounded(
     ranks: Any, alone: Any
 ) -> None:
