@@ -188,7 +188,7 @@ def _y(axis: Axis, log: SignedLog | None, values: Values) -> Mapping[str, Any]:
         places, texts = log.ticks(values)
         return {"tickvals": places, "ticktext": texts}
     if axis.scale == "log":
-        return {"type": "log", "exponentformat": "power"}
+        return {"type": "log", "exponentformat": "power", "minorloglabels": "complete"}
     if axis.least:
         return {"range": _range(values, axis.least)}
     return {"rangemode": "tozero" if axis.from_zero else "normal"}
