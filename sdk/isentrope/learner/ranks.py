@@ -23,6 +23,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from isentrope.errors import ConfigError, IsentropeError, OtherRankError, TrainingError
+from isentrope.learner.network import choose_interface, reaching_all
 
 T = TypeVar("T")
 REST = "what was written is whole. Go on with `--resume`."
@@ -216,11 +217,13 @@ def joined(*, sharded: bool = False) -> Iterator[Ranks]:
     store: Store
     if launched:
         store, rank, size = next(rendezvous("env://"))
+        choose_interface()
     else:
         store = dist.HashStore()  # type: ignore[attr-defined]  # not listed
         rank, size = 0, 1
     store = PrefixStore(f"isentrope/{next(_runs)}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    with reaching_all():
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     calls = PrefixStore("calls", store)
     try:
         with _said_once(store, rank), _beating(calls) if rank == 0 else nullcontext():
