@@ -338,7 +338,8 @@ def test_an_environment_that_exits_the_process_only_fails_its_episode(collect) -
 
 
 def test_stop_ids_come_from_tokenizer_and_generation_config() -> None:
-    model = types.SimpleNamespace(generation_config=types.SimpleNamespace(eos_token_id=[9, END]))
+    configured = types.SimpleNamespace(eos_token_id=[9, END])
+    model = types.SimpleNamespace(generation_config=configured, device="cpu")
     assert (END, 9) == LanguageModel(model, TOKENIZER).stop_ids
 
 

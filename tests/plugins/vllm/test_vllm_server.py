@@ -165,10 +165,8 @@ def test_a_model_is_a_folder_or_a_run_and_anything_else_is_one_sentence(tmp_path
         find_model(str(run))
     (run / "policy" / "config.json").write_text("{}")
     assert (str(run / "policy"), True) == find_model(str(run))
-    with pytest.raises(
-        ConfigError, match=r"policie does not exist. Did you mean '.*/run/policy'\?"
-    ):
-        find_model(str(run / "policie"))
+    with pytest.raises(ConfigError, match=r"polici does not exist. Did you mean '.*/run/policy'\?"):
+        find_model(str(run / "polici"))
 
 
 def test_without_an_installation_one_is_told_how_to_make_it(tmp_path: Path) -> None:
