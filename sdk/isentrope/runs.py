@@ -56,9 +56,7 @@ class Run:
     def __attrs_post_init__(self) -> None:
         """Check that the folder is a run's."""
         if not (self.path / "config.toml").is_file():
-            raise ConfigError(
-                f"{self.path} is not a run folder: it has no config.toml.{nearest_path(self.path)}"
-            )
+            raise ConfigError(f"{self.path} {_what_else(self.path)}.{nearest_path(self.path)}")
         try:
             written = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -315,3 +313,12 @@ def is_run(path: Path) -> bool:
         return "algorithm" in tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError):
         return False
+
+
+def _what_else(path: Path) -> str:
+    """Say what a path is that is no run folder."""
+    if not path.exists():
+        return "does not exist; a run makes its folder when its model is there"
+    if (path / "evaluation.json").is_file():
+        return "is an evaluation, and not a run"
+    return "is not a run folder: it has no config.toml"

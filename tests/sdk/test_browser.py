@@ -47,7 +47,10 @@ Open = Callable[..., Any]
 
 @pytest.fixture
 def opened(chromium: Any) -> Iterator[Open]:
-    """Open a page, and at the end make sure that it neither failed, said nor asked for anything."""
+    """Open a page, and at the end make sure that it neither failed, said nor asked for anything.
+
+    What it said is in `opened.said`.
+    """
     said: list[str] = []
     contexts = []
 
@@ -67,6 +70,7 @@ def opened(chromium: Any) -> Iterator[Open]:
         page.goto(address)
         return page
 
+    open_.said = said  # type: ignore[attr-defined]
     yield open_
     for context in contexts:
         context.close()
@@ -219,7 +223,7 @@ def test_keys_do_all_of_it(known, opened) -> None:
     page = opened(known)
     tokens(page)
     page.keyboard.press("j")
-    page.wait_for_function("() => document.querySelector('h4').innerText === 'rollout 1'")
+    page.wait_for_selector("h4:text('rollout 1')")
     page.keyboard.press("g")
     page.wait_for_function("() => document.querySelectorAll('.episode').length === 3")
     page.keyboard.press("c")
@@ -242,14 +246,102 @@ def test_keys_do_all_of_it(known, opened) -> None:
     assert page.locator(".tip").is_hidden()
 
 
-def test_a_click_on_a_chart_chooses_its_iteration(known, opened) -> None:
+def in_chart(page: Any, share: float) -> tuple[float, float]:
+    """Bring the first chart onto the screen; return a place so far along its axis of iterations."""
+    area = page.locator(".js-plotly-plot .nsewdrag").first
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    return box["x"] + share * box["width"], box["y"] + box["height"] / 2
+
+
+def test_a_click_on_a_chart_offers_its_iteration_and_moves_nothing(known, opened) -> None:
     page = opened(known)
     tokens(page)
-    page.evaluate(
-        "document.querySelector('.js-plotly-plot').emit('plotly_click', {points: [{x: 0}]})"
-    )
+    page.keyboard.press("j")
+    page.wait_for_selector("h4:text('rollout 1')")
+    place = in_chart(page, 0.04)
+    before = page.evaluate("scrollY")
+    page.mouse.click(*place)
+    page.wait_for_selector("text=Episodes of iteration 0")
+    assert (before, 4) == (page.evaluate("scrollY"), page.locator(".row").count())
+    page.click("text=Episodes of iteration 0")
     page.wait_for_function("() => document.querySelectorAll('.row').length === 1")
     assert ["slow"] == shown(page)
+    assert "slow" == page.inner_text(".detail h3")  # the one before is of another iteration
+
+
+def test_a_double_click_takes_the_zoom_back_however_slow_a_hand_is(known, opened) -> None:
+    page = opened(known)
+    tokens(page)
+    reach = "() => String(document.querySelector('.js-plotly-plot').layout.xaxis.range)"
+    before = page.evaluate(reach)
+    page.mouse.move(*in_chart(page, 0.3))
+    page.mouse.down()
+    page.mouse.move(*in_chart(page, 0.5), steps=5)
+    page.mouse.up()
+    page.wait_for_function(f"() => ({reach})() !== '{before}'")
+    place = in_chart(page, 0.5)
+    page.wait_for_timeout(400)
+    scrolled = page.evaluate("scrollY")
+    for _ in range(2):
+        page.mouse.click(*place)
+        page.wait_for_timeout(150)
+    page.wait_for_function(f"() => ({reach})() === '{before}'")
+    assert scrolled == page.evaluate("scrollY")
+
+
+def test_a_place_under_the_pointer_is_told_each_name_once(tmp_path, opened) -> None:
+    path = write_run(tmp_path / "run", [iteration(i) for i in range(60)])
+    page = opened(isentrope.report(path))
+    page.wait_for_selector(".js-plotly-plot")
+    page.mouse.move(*in_chart(page, 0.5))
+    page.wait_for_selector(".hoverlayer .legend text.legendtext", state="attached")
+    names = page.locator(".hoverlayer .legend text.legendtext").all_text_contents()
+    said = [name.partition(":")[0].strip() for name in names]
+    assert said
+    assert len(set(said)) == len(said)
+
+
+def test_an_episode_that_the_filter_leaves_out_is_not_shown(known, opened) -> None:
+    page = opened(known)
+    tokens(page)
+    page.keyboard.press("j")
+    page.fill("#by-task", "slow")
+    page.wait_for_function("() => document.querySelector('.detail h3').innerText === 'slow'")
+    page.fill("#by-task", "zzzz")
+    page.wait_for_selector("text=No episode is like that.")
+    assert 0 == page.locator(".detail").count()
+
+
+def test_keys_work_after_a_search_and_after_the_checkbox(known, opened) -> None:
+    page = opened(known)
+    tokens(page)
+    page.keyboard.press("/")
+    page.keyboard.type("sum")
+    page.wait_for_function("() => document.querySelectorAll('.row').length === 3")
+    page.keyboard.press("Enter")
+    page.keyboard.press("j")
+    page.wait_for_selector("h4:text('rollout 1')")
+    page.click(".detail input[type=checkbox]")
+    page.wait_for_function("() => document.querySelectorAll('.episode').length === 3")
+    page.keyboard.press("k")
+    page.wait_for_selector(".episode[aria-current=true] h4:text('rollout 2')")
+
+
+def test_a_rollout_that_failed_says_so_where_it_is_chosen(tmp_path, opened) -> None:
+    group = [
+        episode(0, task="sum", rollout=r, reward=1.0, success=True, seed=5, turns=1,
+                **({"status": "env_error", "error": "Broken"} if r else {"judged": False}))
+        for r in range(2)
+    ]  # fmt: skip
+    page = opened(isentrope.report(write_run(tmp_path / "run", [iteration(0)], group)))
+    chip = page.locator(".chip").nth(1)
+    assert chip.inner_text().startswith("1: env_error")
+    bad = page.evaluate("getComputedStyle(document.querySelector('.row.bad')).color")
+    assert bad == chip.evaluate("e => getComputedStyle(e).color")
+    page.click(".row:not(.bad)")
+    page.wait_for_function("() => !document.querySelector('.episode .bad')")
+    assert "success" not in page.inner_text(".episode")  # nobody judged it
 
 
 def test_ten_thousand_episodes_open_and_filter_at_once(tmp_path, opened) -> None:
@@ -384,6 +476,43 @@ def test_the_page_follows_a_run_that_is_training(served, opened) -> None:
     Run(run).rewind(1)  # resumed from a checkpoint
     page.wait_for_function("() => document.querySelectorAll('.row').length === 1")
     assert page.inner_text(".state").startswith("1 of 60")
+
+
+def test_what_is_being_read_stays_while_iterations_come(served, opened) -> None:
+    run, address = served
+    for number in range(40):
+        append(run, number)
+    page = opened(address)
+    page.wait_for_function("() => document.querySelectorAll('.row').length > 20")
+    page.hover(".detail")
+    read = page.inner_text(".detail .faint")
+    page.evaluate("document.querySelector('.list').scrollTop = 500")
+    page.wait_for_timeout(200)
+    top = "() => document.elementsFromPoint(...(r => [r.x + 60, r.y + 40])(document"
+    top += ".querySelector('.list').getBoundingClientRect())).find(e => e.closest('.row'))"
+    seen = page.evaluate(f"{top}.closest('.row').innerText")
+    append(run, 40)
+    page.wait_for_function("() => document.querySelector('.state').innerText.startsWith('41 of')")
+    page.wait_for_function(
+        "() => document.querySelector('#episodes [role=status]').innerText.startsWith('41 of')"
+    )
+    assert read == page.inner_text(".detail .faint")
+    assert seen == page.evaluate(f"{top}.closest('.row').innerText")
+
+
+def test_an_iteration_that_could_not_be_read_is_asked_for_again(served, opened) -> None:
+    run, address = served
+    append(run, 0)
+    page = opened(address)
+    page.route("**/chunk-0", lambda route: route.fulfill(status=404, body=""))
+    page.wait_for_function("() => document.querySelector('.detail')?.innerText.includes('no room')")
+    page.unroute("**/chunk-0")
+    append(run, 1)
+    page.wait_for_function("() => document.querySelectorAll('.row').length === 2")
+    page.click(".row >> nth=1")
+    page.wait_for_selector(".episode")
+    assert 1 == len(opened.said)
+    assert "404" in opened.said.pop()
 
 
 def test_only_this_machine_is_answered_under_its_own_name(served) -> None:

@@ -591,6 +591,9 @@ def test_runs_of_equal_configuration_and_name_are_told_apart(tmp_path: Path) -> 
     one = write_run(tmp_path / "a" / "run", [iteration(0)])
     other = write_run(tmp_path / "b" / "run", [iteration(0)])
     shown = Page(isentrope.compare(one, other, out=tmp_path / "c.html"))
+    assert "a/run against b/run" in shown.text
+    third = write_run(tmp_path / "c" / "a" / "run", [iteration(0)])
+    shown = Page(isentrope.compare(one, third, out=tmp_path / "c.html"))
     assert "run against run (2)" in shown.text
     assert "Nothing: they have the same configuration." in shown.text
 

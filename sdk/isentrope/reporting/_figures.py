@@ -26,8 +26,8 @@ points; or dashed, because it is not measured but aimed at."""
 INK, GRID, PAPER = "#24292f", "#d8dee4", "#ffffff"
 _THIN = "33"
 """Makes a colour nearly transparent."""
-_HUES = ("#0072b2", "#d55e00", "#008a64", "#a8508a", "#a97500", "#5a55b5")
-_DARK = ("#5bb8f0", "#ff8f45", "#2ed3a6", "#e59ac8", "#f2c14e", "#aaa8f7")
+_HUES = ("#0072b2", "#d55e00", "#008a64", "#a8508a", "#a97500", "#5a55b5", "#6b7280", "#b91c3c")
+_DARK = ("#5bb8f0", "#ff8f45", "#2ed3a6", "#e59ac8", "#f2c14e", "#aaa8f7", "#b4bcc8", "#ff7a93")
 PALETTE = {
     **dict(zip(_HUES, _DARK, strict=True)),
     **{f"{light}{_THIN}": f"{dark}{_THIN}" for light, dark in zip(_HUES, _DARK, strict=True)},
@@ -36,6 +36,7 @@ PALETTE = {
     PAPER: "#161b22",
 }
 """Light colour to dark colour."""
+_SILENT = {"showlegend": False, "hoverinfo": "skip", "hovertemplate": None}
 _DASHES = ("solid", "dot", "dashdot", "longdash")
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 _DIGITS = 5
@@ -51,7 +52,7 @@ class Line:
     x: Sequence[int]
     y: Values
     style: int = 0
-    """Index of hue and, after six, of dash."""
+    """Index of hue and, when all are used up, of dash."""
     kind: Kind = "noisy"
     low: Values = ()
     high: Values = ()
@@ -120,9 +121,8 @@ def _band(line: Line, log: SignedLog | None = None) -> Iterable[Figure]:
     """Return the edges of a band, of which the second fills it."""
     edge = {"mode": "lines", "line": {"color": line.hue, "width": 0, "shape": line.shape}}
     fill = {"fill": "tonexty", "fillcolor": f"{line.hue}{_THIN}"}
-    silent = {"showlegend": False, "hoverinfo": "skip"}
     for values, filled in ((line.low, {}), (line.high, fill)):
-        yield _drawn(line, log, values) | edge | silent | filled
+        yield _drawn(line, log, values) | edge | _SILENT | filled
 
 
 def _traces(line: Line, log: SignedLog | None) -> Iterable[Figure]:
@@ -139,13 +139,7 @@ def _traces(line: Line, log: SignedLog | None) -> Iterable[Figure]:
 
 def _faint(line: Line) -> Figure:
     marker = {"color": line.hue, "size": 4.5}
-    return {
-        "mode": "markers",
-        "marker": marker,
-        "opacity": 0.4,
-        "showlegend": False,
-        "hoverinfo": "skip",
-    }
+    return {"mode": "markers", "marker": marker, "opacity": 0.4} | _SILENT
 
 
 def _look(line: Line, *, marked: bool) -> Figure:
@@ -188,7 +182,7 @@ def _y(axis: Axis, log: SignedLog | None, values: Values) -> Mapping[str, Any]:
         places, texts = log.ticks(values)
         return {"tickvals": places, "ticktext": texts}
     if axis.scale == "log":
-        return {"type": "log", "exponentformat": "power", "minorloglabels": "complete"}
+        return {"type": "log", "minexponent": 3, "minorloglabels": "complete"}
     if axis.least:
         return {"range": _range(values, axis.least)}
     return {"rangemode": "tozero" if axis.from_zero else "normal"}
@@ -225,5 +219,11 @@ def _layout(axis: Axis, legend: bool, y: Mapping[str, Any], series: Sequence[Lin
             **common,
             "zeroline": False,
         },
-        "yaxis": {"title": {"text": label(axis.title), "font": {"size": 13}}, **common, **y},
+        "yaxis": {
+            "title": {"text": label(axis.title), "font": {"size": 13}},
+            "exponentformat": "power",
+            "minexponent": 5,  # 0.0003, and not 300\u00b5
+            **common,
+            **y,
+        },
     }

@@ -187,13 +187,18 @@ def _page_of_runs(runs: Sequence[History]) -> str:
 
 
 def _told_apart(runs: Sequence[History]) -> list[History]:
-    """Number runs whose folders have the same name."""
+    """Name runs whose folders have the same name by the folders above too; or number them."""
+    alike: dict[str, list[History]] = {}
+    for run in runs:
+        alike.setdefault(run.name, []).append(run)
     seen: Counter[str] = Counter()
     named = []
     for run in runs:
-        seen[run.name] += 1
-        again = seen[run.name] > 1
-        named.append(evolve(run, name=f"{run.name} ({seen[run.name]})") if again else run)
+        name, above = run.name, [one.path.resolve().parent.name for one in alike[run.name]]
+        if len(set(above)) > 1:
+            name = f"{run.path.resolve().parent.name}/{name}"
+        seen[name] += 1
+        named.append(evolve(run, name=f"{name} ({seen[name]})" if seen[name] > 1 else name))
     return named
 
 

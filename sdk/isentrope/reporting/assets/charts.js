@@ -23,10 +23,18 @@ function draw(place) {
   }
   const fresh = !place.classList.contains("js-plotly-plot");
   Plotly.react(place, data, layout, config);
-  if (fresh) {
-    place.on("plotly_click", ({ points }) =>
-      document.dispatchEvent(new CustomEvent("iteration", { detail: points[0].x })));
-  }
+  if (fresh) place.on("plotly_click", ({ points }) => offer(place, points[0].x));
+}
+
+// Offered, and not done at once: a click may be the first of two, or a finger asking for a number.
+function offer(place, iteration) {
+  if (!document.getElementById("episodes")) return;
+  const button = place.parentElement.querySelector("button.offer") ?? document.createElement("button");
+  button.className = "offer";
+  button.textContent = `Episodes of iteration ${iteration}`;
+  button.onclick = () =>
+    document.dispatchEvent(new CustomEvent("iteration", { detail: iteration }));
+  place.after(button);
 }
 
 // A chart is drawn when it comes near the screen: a page of thirty opens at once.

@@ -84,6 +84,8 @@
     chunks.delete(iteration);
     found ??= read(`chunk-${iteration}`).then((bytes) => bytes && chunkOf(bytes));
     chunks.set(iteration, found);
+    found.then((there) => { if (live && !there) chunks.delete(iteration); },
+      () => chunks.delete(iteration)); // the next to ask reads again
     if (chunks.size > 8) chunks.delete(chunks.keys().next().value);
     return found;
   }
@@ -118,6 +120,7 @@
     : !Number.isFinite(x) ? String(x)
     : Number.isInteger(x) ? x.toLocaleString("en")
     : Math.abs(x) >= 1e-3 ? String(+x.toPrecision(3)) : x.toExponential(1);
+  const probability = (p) => (p < 1 && p > 0.999 ? "p > 0.999" : `p ${number(p)}`);
   const counted = (x, noun) => `${number(x)} ${noun}${x === 1 ? "" : "s"}`;
   const weight = (t, i) => (t.advantage[i] === 0 ? NaN : t.transformed[i] / t.advantage[i]);
   const clipped = (t, i) => t.gradient[i] === 0 && t.transformed[i] !== 0;
@@ -230,7 +233,7 @@
     const rows = [
       ["token", `${broken ? `bytes ${hex()}` : JSON.stringify(text)}, id ${t.piece_id[p]}`],
       ["entropy", number(t.entropy[i])],
-      ["log-prob", `${number(t.logp[i])} (p ${number(Math.exp(t.logp[i]))})`],
+      ["log-prob", `${number(t.logp[i])} (${probability(Math.exp(t.logp[i]))})`],
       ["advantage", number(t.advantage[i])],
       ["transformed", `${number(t.transformed[i])} (\u00d7 ${number(weight(t, i))})`],
       ["ratio", number(Math.exp(t.log_ratio[i]))],
@@ -332,20 +335,20 @@
 
   const isGood = (e) => e.status === "ok";
 
-  function facts(e) {
+  function facts(e, told = {}) {
     return [
-      `reward ${number(e.reward)}`, e.success ? "success" : "no success",
+      ...(isGood(e) ? [] : [e.status]), `reward ${number(e.reward)}`,
+      ...(told.judged === false ? [] : [e.success ? "success" : "no success"]),
       counted(e.tokens, "token"), counted(e.turns, "turn"), e.stop_reason,
-      ...(isGood(e) ? [] : [e.status]),
     ].join(", ");
   }
 
-  function Episode({ episode, chunk, by }) {
+  function Episode({ episode, chunk, by, current }) {
     const told = chunk.episodes[episode.row] ?? {}, where = chunk.found.get(episode.row);
     const numbers = Object.entries(told.metrics ?? {});
-    return html`<article class="episode">
+    return html`<article class="episode" id=${`rollout-${episode.at}`} aria-current=${current}>
       <h4 class=${isGood(episode) ? "" : "bad"}>rollout ${number(episode.rollout)}</h4>
-      <p class="faint text">${facts(episode)}</p>
+      <p class="faint text">${facts(episode, told)}</p>
       ${where
         ? html`${!isKnown(chunk, by, episode) && html`<p class="faint">Not coloured: its ${" "}
             ${COLOURS[by].name} is not known.</p>`}
@@ -361,9 +364,9 @@
 
   function Detail({ episode, episodes, asked, setBy, group, setGroup, choose }) {
     const [loaded, setLoaded] = useState(null);
+    useEffect(hideTip, [episode.at, episode.iteration]);
     useEffect(() => {
       let wanted = true;
-      hideTip();
       chunk(episode.iteration)
         .then((found) => wanted && setLoaded({ iteration: episode.iteration, found }))
         .catch((error) => wanted && setLoaded({ iteration: episode.iteration, error }));
@@ -376,14 +379,21 @@
     const shown = group ? members : [episode];
     const auto = found && shown.every((e) => isKnown(found, "entropy", e)) ? "entropy" : "logp";
     const by = asked ?? auto;
-    return html`<div class="detail" aria-live="off">
+    useLayoutEffect(() => { // the chosen one of those side by side comes into sight
+      const one = document.getElementById(`rollout-${episode.at}`), row = one?.parentElement;
+      if (!group || !row) return;
+      const left = one.offsetLeft - row.offsetLeft, end = left + one.offsetWidth - row.clientWidth;
+      row.scrollLeft = Math.min(left, Math.max(row.scrollLeft, end));
+    }, [group, episode.at, Boolean(found)]);
+    const keep = () => choose(episode); // what is looked at stays, whatever comes
+    return html`<div class="detail" aria-live="off" onPointerEnter=${keep} onFocusIn=${keep}>
       <h3 class="text">${episode.task}</h3>
       <p class="faint">iteration ${number(episode.iteration)}, seed ${String(episode.seed ?? "\u2013")}</p>
       <div class="bar" role="group" aria-label="Rollouts of this task">
         ${members.map((e) => html`<button type="button" key=${e.at}
           class=${`chip ${isGood(e) ? "" : "bad"}`} aria-pressed=${e.at === episode.at}
-          title=${facts(e)} onClick=${() => choose(e)}>${number(e.rollout)}: ${number(e.reward)}${
-            e.success ? " \u2713" : ""}</button>`)}
+          title=${facts(e)} onClick=${() => choose(e)}>${number(e.rollout)}: ${isGood(e)
+            ? number(e.reward) : e.status}${e.success ? " \u2713" : ""}</button>`)}
         <label><input type="checkbox" checked=${group}
           onChange=${(event) => setGroup(event.target.checked)} /> side by side</label>
       </div>
@@ -397,7 +407,8 @@
             ${number(episode.iteration)}: see them with <code>isentrope view</code>.</p>`
         : !found ? html`<p class="faint">Opening \u2026</p>`
         : html`<div class=${group ? "columns" : ""}>${shown.map((e) => html`<${Episode} key=${e.at}
-            episode=${e} chunk=${found} by=${by} />`)}</div>`}
+            episode=${e} chunk=${found} by=${by} current=${group && e.at === episode.at
+            ? "true" : undefined} />`)}</div>`}
     </div>`;
   }
 
@@ -426,16 +437,24 @@
     return found.sort(ORDERS[filter.order][1]);
   }
 
-  function List({ found, chosen, choose }) {
-    const ref = useRef();
+  function List({ found, chosen, choose, filter }) {
+    const ref = useRef(), top = useRef(null);
     const [view, setView] = useState({ top: 0, height: 600 });
-    const look = () => setView({ top: ref.current.scrollTop, height: ref.current.clientHeight });
+    const look = () => {
+      const { scrollTop, clientHeight } = ref.current;
+      setView({ top: scrollTop, height: clientHeight });
+      top.current = { at: found[Math.floor(scrollTop / ROW)]?.at, past: scrollTop % ROW };
+    };
     const at = found.indexOf(chosen);
     useEffect(() => {
       look();
       addEventListener("resize", look);
       return () => removeEventListener("resize", look);
-    }, []);
+    }, [found]);
+    useLayoutEffect(() => { // what came since pushes nothing away that is being read
+      const row = ref.current.scrollTop ? found.findIndex((e) => e.at === top.current?.at) : -1;
+      if (row >= 0) ref.current.scrollTop = row * ROW + top.current.past;
+    }, [found]);
     useLayoutEffect(() => {
       const list = ref.current;
       if (at < 0) return;
@@ -443,7 +462,7 @@
       const end = (at + 1) * ROW - list.clientHeight;
       if (end > list.scrollTop) list.scrollTop = end;
       look();
-    }, [chosen, found]);
+    }, [chosen?.at, filter]);
     const key = (event) => {
       const page = Math.max(1, Math.floor(view.height / ROW) - 1);
       const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page,
@@ -478,7 +497,10 @@
       value=${filter[name]} onChange=${set(name)}>${pairs.map(([value, text]) => html`<option
       value=${value}>${text}</option>`)}</select></label>`;
     return html`<form class="bar" role="search" aria-label="Find episodes"
-        onSubmit=${(event) => event.preventDefault()} onReset=${() => setFilter(NONE)}>
+        onSubmit=${(event) => event.preventDefault()} onReset=${() => setFilter(NONE)}
+        onKeyDown=${({ key, target }) => {
+          if (key === "Enter" && target.matches("input")) place.querySelector(".list").focus();
+        }}>
       ${field("task", "Task", "search", { placeholder: "any" })}
       ${field("iteration", "Iteration", "number", { min: 0, placeholder: "any" })}
       ${field("low", "Reward from", "number", { step: "any" })}
@@ -498,13 +520,16 @@
     const at = chosen && episodes[chosen.at]; // the list may have been read again
     const episode = at && at.task === chosen.task ? at : found[0];
     useEffect(() => {
+      if (at && !found.includes(at)) setChosen(null);
+    }, [filter]);
+    useEffect(() => {
       const go = (event) => {
         setFilter((before) => ({ ...before, iteration: String(event.detail) }));
         place.scrollIntoView({ behavior: "smooth" });
       };
       const key = (event) => {
         if (event.altKey || event.ctrlKey || event.metaKey) return;
-        if (event.target.closest?.("input, select, textarea")) return;
+        if (event.target.closest?.("input:not([type=checkbox]), select, textarea")) return;
         const move = { j: 1, k: -1 }[event.key];
         if (move && found.length) {
           const next = Math.max(0, Math.min(found.length - 1, found.indexOf(episode) + move));
@@ -528,10 +553,11 @@
     return html`<${Filters} filter=${filter} setFilter=${setFilter} statuses=${statuses} />
       <p class="faint" role="status">${number(found.length)} of ${number(episodes.length)} episodes.
         ${" "}Keys: <kbd>j</kbd> <kbd>k</kbd> next and previous, <kbd>g</kbd> its group side by side,
-        ${" "}<kbd>c</kbd> next colour, <kbd>/</kbd> search; in the tokens <kbd>\u2190</kbd>
-        ${" "}<kbd>\u2192</kbd> through them. A click on a chart's point chooses its iteration.</p>
+        ${" "}<kbd>c</kbd> <kbd>C</kbd> next and previous colour, <kbd>/</kbd> search (<kbd>Enter</kbd>
+        ${" "}leaves it); in the tokens <kbd>\u2190</kbd>
+        ${" "}<kbd>\u2192</kbd> through them. A click on a chart's point offers its iteration.</p>
       <div class="panes">
-        <${List} found=${found} chosen=${episode} choose=${setChosen} />
+        <${List} found=${found} chosen=${episode} choose=${setChosen} filter=${filter} />
         ${episode ? html`<${Detail} episode=${episode} episodes=${episodes} asked=${by} setBy=${setBy}
             group=${group} setGroup=${setGroup} choose=${setChosen} />`
           : html`<p>${episodes.length ? "No episode is like that." : "No episodes yet."}</p>`}
