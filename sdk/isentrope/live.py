@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -58,7 +59,7 @@ class LiveView:
         parts = [
             f"{metrics['iteration']:4d}",
             f"reward {metrics['reward']:.3f}",
-            f"success {metrics['success']:.3f}",
+            *([f"success {metrics['success']:.3f}"] if _known(metrics, "success") else []),
             f"entropy {entropy:.3f}" + ("" if target is None else f" -> {target:.3f}"),
             *(f"{name} {metrics[name]:+.3g}" for name in self._moving),
             f"{metrics['tokens'] / seconds:,.0f} tokens/s",
@@ -68,8 +69,10 @@ class LiveView:
             parts.append(f"{failed} episodes failed")
         if skipped := metrics["steps_skipped"]:
             parts.append(f"{skipped} steps skipped")
-        if metrics.get("eval/success") is not None:
-            parts.append(f"evaluation {metrics['eval/success']:.3f}")
+        for name in ("success", "reward"):
+            if _known(metrics, f"eval/{name}"):
+                parts.append(f"evaluation {metrics[f'eval/{name}']:.3f}")
+                break
         return "  ".join(parts)
 
 
@@ -85,3 +88,7 @@ def progress_bar(console: Console, what: str, total: int | None = None) -> Progr
     )
     bar.add_task(what, total=total)
     return bar
+
+
+def _known(metrics: Mapping[str, Any], name: str) -> bool:
+    return metrics.get(name) is not None and math.isfinite(metrics[name])

@@ -25,7 +25,7 @@ from isentrope.components import make
 from isentrope.config import EarlyStop, EvaluationConfig, TrainConfig
 from isentrope.engines import WeightsRef
 from isentrope.environments import Task
-from isentrope.episodes import Episode, Status
+from isentrope.episodes import Episode, Status, StopReason
 from isentrope.errors import TrainingError
 from isentrope.evaluation.result import summarize
 from isentrope.evaluation.run import requests
@@ -376,7 +376,7 @@ class Trainer:
             exact_entropy=exact,
             initial_exact_entropy=state.initial_exact_entropy,
             reward=float(np.mean([e.reward for e in episodes])),
-            success=float(np.mean([e.success for e in episodes])),
+            success=_success(episodes),
         )
 
     def _tokens(
@@ -448,3 +448,9 @@ def _check_usable(
             f"{episodes[0].task!r} fills it with its prompt alone. Raise rollout.context, or "
             "choose a model with more positions."
         )
+
+
+def _success(episodes: Sequence[Episode]) -> float:
+    """Return the share of successes; NaN where an environment ends episodes and never says."""
+    ended = [e.judged for e in episodes if e.stop_reason is StopReason.TERMINATED]
+    return math.nan if ended and not any(ended) else float(np.mean([e.success for e in episodes]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import isentrope
 from isentrope import (
@@ -24,6 +26,7 @@ from isentrope import (
     UnknownNameError,
 )
 from isentrope.config import read_config
+from isentrope.live import LiveView
 from isentrope.loop import _name
 from tests.conftest import MEASURED, SMALL_MODEL
 
@@ -168,6 +171,17 @@ def test_only_zero_groups_end_the_run_cleanly_and_it_says_so(hopeless) -> None:
     assert [4, 4] == [m["groups_zero"] for m in run.metrics]
     assert [0, 0] == [m["steps"] for m in run.metrics]
     assert (run.policy / "model.safetensors").exists()
+
+
+def test_where_nobody_says_what_a_success_is_none_is_shown(hopeless) -> None:
+    console = Console(file=io.StringIO(), width=300)
+    run = isentrope.train(**{**hopeless, "iterations": 2}, on_iteration=LiveView(console, 2, ()))
+    assert [(None, 0.0)] * 2 == [(m["success"], m["reward"]) for m in run.metrics]
+    assert 2 == console.file.getvalue().count("reward 0.000  entropy")
+    page = isentrope.report(run).read_text(encoding="utf-8")
+    assert "<h3>Reward</h3>" in page
+    assert '<th scope="row">Reward</th>' in page
+    assert '<th scope="row">Success</th>' not in page
 
 
 def test_an_environment_that_always_raises_stops_the_run_with_its_traceback(hopeless) -> None:

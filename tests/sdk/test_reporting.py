@@ -361,6 +361,24 @@ def test_series_that_are_equal_are_drawn_once_under_both_names(tmp_path: Path) -
     assert "reward = success" == trace["name"]
 
 
+@pytest.mark.parametrize(("count", "averaged"), [(9, False), (30, True)])
+def test_averages_are_spoken_of_where_there_are_any(tmp_path, count: int, averaged: bool) -> None:
+    shown = page_of(write_run(tmp_path / "r", [iteration(i) for i in range(count)]))
+    assert averaged == ("Lines are moving averages" in shown.text)
+    assert (4 if averaged else 2) == len(shown.figures["Reward and success"]["data"])
+
+
+def test_a_success_that_one_run_lacks_is_unknown_and_that_all_lack_is_left_out(tmp_path) -> None:
+    judged, *others = (
+        write_run(tmp_path / n, [iteration(i, **more) for i in range(4)])
+        for n, more in (("a", {}), ("b", {"success": None}), ("c", {"success": None}))
+    )
+    shown = Page(isentrope.compare(judged, others[0], out=tmp_path / "d.html"))
+    assert ["\u2013 \u2192 \u2013", "\u2013"] == shown.tables["runs"][2][3:5]
+    shown = Page(isentrope.compare(*others, out=tmp_path / "d.html"))
+    assert 5 == len(shown.tables["runs"][0])  # the run, and two of what there is
+
+
 # ---------------------------------------------------------------- runs that did not finish
 
 

@@ -65,7 +65,8 @@ def of_run(run: History) -> list[Chart]:
     """Return the charts of one run."""
     made = [
         _entropy([run]),
-        _chart("Reward and success", "means over an iteration's episodes", "per episode",
+        _chart(f"Reward{' and success' * ('success' in run.keys)}",
+               "means over an iteration's episodes", "per episode",
                _merged(_of(run, {"reward": "reward", "success": "success"})), from_zero=True),
         _evaluations(run),
         *(_knob(name, [run]) for name in run.moving_knobs()),

@@ -24,7 +24,7 @@ from isentrope.reporting._history import History
 from isentrope.reporting._page import BROWSER, CHARTS, LIVE, render, swatch, write
 from isentrope.reporting._paired import Evaluated, Paired, paired
 from isentrope.reporting._seeds import pooled
-from isentrope.reporting._series import change
+from isentrope.reporting._series import change, window
 from isentrope.reporting._text import counted, number, percent
 from isentrope.runs import Run
 
@@ -139,8 +139,9 @@ def page_of_run(
         algorithm=_configs.algorithm_in_words(history.config),
         learning=_configs.learning_in_words(history.config),
         verdict=_charts.entropy_in_words(history) if history.metrics else "",
-        ends=_ends(history),
+        ends=_ends(history, [history]),
         charts=charts,
+        smoothed=window(len(history.metrics)) > 1,
         episodes=episodes,
         chunks=[(name, as_text(data)) for name, data in chunks.items()],
         settings=list(_configs.flatten(history.config)),
@@ -161,7 +162,7 @@ def _page_of_runs(runs: Sequence[History]) -> str:
         seeds=any(run.seeds for run in runs),
         states=[_state(run) for run in runs],
         swatches=[swatch(style) for style, _ in enumerate(runs)],
-        ends=[_ends(run) for run in runs],
+        ends=[_ends(run, runs) for run in runs],
         evaluations=[
             Column(run.name, swatch(style), f"iteration {run.last}", cells(run.estimates, rows), [])
             for style, run in enumerate(evaluated)
@@ -183,6 +184,7 @@ def _page_of_runs(runs: Sequence[History]) -> str:
         base=runs[0].name,
         differences=_configs.differences([run.config for run in runs]),
         charts=charts,
+        smoothed=any(window(len(run.metrics)) > 1 for run in runs),
     )
 
 
@@ -237,9 +239,12 @@ def _versions(run: History) -> str:
     return ", ".join(f"{name} {version}" for name, version in packages.items())
 
 
-def _ends(run: History) -> list[Ends]:
+def _ends(run: History, among: Sequence[History]) -> list[Ends]:
+    """Return the ends of a run, of what is measured in some of a page's."""
     rows = []
     for key, name in _ENDS:
+        if key == "success" and not any(key in one.keys for one in among):
+            continue  # no environment says what one is
         key = run.entropy if key == "entropy" else key
         first, last = run.ends(key)
         moved = percent(change(first, last))

@@ -118,8 +118,9 @@
   const number = (x) =>
     x === null || x === undefined || Number.isNaN(x) ? "\u2013"
     : !Number.isFinite(x) ? String(x)
+    : x < 0 ? `\u2212${number(-x)}`
     : Number.isInteger(x) ? x.toLocaleString("en")
-    : Math.abs(x) >= 1e-3 ? String(+x.toPrecision(3)) : x.toExponential(1);
+    : x >= 1e-3 ? String(+x.toPrecision(3)) : x.toExponential(1);
   const probability = (p) => (p < 1 && p > 0.999 ? "p > 0.999" : `p ${number(p)}`);
   const counted = (x, noun) => `${number(x)} ${noun}${x === 1 ? "" : "s"}`;
   const weight = (t, i) => (t.advantage[i] === 0 ? NaN : t.transformed[i] / t.advantage[i]);
