@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from isentrope import Run
-from isentrope.learner.ranks import Ranks
+from isentrope import Run, TrainingError
+from isentrope.learner.ranks import Ranks, _meet
 from tests.sdk.ranks_at_work import CASES, work
 from tests.sdk.test_resume import TINY, lasting, wait_for_lines
 from tests.sdk.test_workers import of_this_process
@@ -255,6 +256,20 @@ def test_what_one_rank_meets_stops_them_all(
     if iterations:  # what was written can be gone on with
         train(2, tmp_path, "--resume", tmp_path / "run")
         assert len(Run(tmp_path / "run").metrics) >= iterations
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_a_rank_that_failed_before_they_met(tmp_path: Path, config: Path) -> None:
+    said = fail(tmp_path, config, "--out", tmp_path / "run", LOCAL_WORLD_SIZE="1")
+    assert "On rank 1: MASTER_ADDR (127.0.0.1) is 127.0.0.1 on this machine" in said
+
+
+def test_a_rank_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isentrope.learner.ranks.LATE", 0.1)
+    store = dist.HashStore()
+    store.set("here/1", "")
+    with pytest.raises(TrainingError, match=r"Of 4 ranks these have not come in .*: 2, 3. Look at"):
+        _meet(store, 0, 4)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +31,8 @@ BEAT, PATIENCE = 1.0, 20.0
 """Seconds between rank 0's signs of life; seconds without one after which it is gone."""
 TURN, MOMENTS = 0.02, 5.0
 """Seconds between two questions to the store; seconds that ranks may differ in meeting an error."""
+LATE = 600.0
+"""Seconds that ranks may differ in coming: one may read its libraries over a slow network."""
 _BEAT = "beat"
 _runs = itertools.count()
 
@@ -151,16 +153,17 @@ def _said_once(store: Store, rank: int) -> Iterator[None]:
     except _Rank0GoneError as error:
         error.rank = rank
         raise
-    except OtherRankError:
-        raise
     except IsentropeError as error:
         if rank == 0:
             store.set("error", str(error))
             time.sleep(5 * TURN)  # the store is gone with this process: let the others look
             raise
+        if isinstance(error, OtherRankError):
+            raise
         store.set("failed", "")
-        if _soon(store, "error") == str(error):
-            raise OtherRankError("Rank 0 says why.") from error
+        with suppress(_Rank0GoneError):
+            if _soon(store, "error") == str(error):
+                raise OtherRankError("Rank 0 says why.") from error
         error.rank = rank
         raise
     except BaseException as error:
@@ -195,6 +198,25 @@ def _soon(store: Store, key: str) -> str | None:
     return None
 
 
+def _meet(store: Store, rank: int, size: int) -> None:
+    """Wait until every rank has come; inside gloo one would wait half an hour for one that failed.
+
+    Raises `OtherRankError` where one has failed, and `TrainingError` where one does not come.
+    """
+    store.set(f"here/{rank}", "")
+    missing, until = list(range(size)), time.monotonic() + LATE
+    while missing := [other for other in missing if not _there(store, f"here/{other}")]:
+        if _there(store, "failed") or _there(store, "error"):
+            raise OtherRankError("Another rank failed, and says why.")
+        if time.monotonic() > until:
+            late = ", ".join(map(str, missing))
+            raise TrainingError(
+                f"Of {size} ranks these have not come in {LATE / 60:g} minutes: {late}. Look at "
+                "what they print, and whether as many were started."
+            )
+        time.sleep(TURN)
+
+
 @contextmanager
 def joined(*, sharded: bool = False) -> Iterator[Ranks]:
     """Join the ranks that torchrun started, by its environment variables; leave them at the end.
@@ -217,13 +239,15 @@ def joined(*, sharded: bool = False) -> Iterator[Ranks]:
     store: Store
     if launched:
         store, rank, size = next(rendezvous("env://"))
-        choose_interface()
     else:
         store = dist.HashStore()  # type: ignore[attr-defined]  # not listed
         rank, size = 0, 1
     store = PrefixStore(f"isentrope/{next(_runs)}", store)
-    with reaching_all():
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    with _said_once(store, rank):
+        choose_interface()
+        _meet(store, rank, size)
+        with reaching_all():
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     calls = PrefixStore("calls", store)
     try:
         with _said_once(store, rank), _beating(calls) if rank == 0 else nullcontext():
