@@ -81,11 +81,14 @@ def within(key: str) -> Iterator[None]:
         raise
 
 
-def nearest_path(path: Path, cutoff: float = 0.6) -> str:
-    """Return ``" Did you mean 'x'?"`` where something like a path that does not exist is there."""
+def nearest_path(path: Path, cutoff: float = 0.6, among: str = "*") -> str:
+    """Return ``" Did you mean 'x'?"`` where something like a path that does not exist is there.
+
+    among: a glob; ``"*/"`` for folders alone.
+    """
     if path.exists():
         return ""
-    beside = sorted(other.name for other in path.absolute().parent.glob("*"))
+    beside = sorted(other.name for other in path.absolute().parent.glob(among))
     close = difflib.get_close_matches(path.name, beside, n=1, cutoff=cutoff)
     return f" Did you mean {str(path.with_name(close[0]))!r}?" if close else ""
 

@@ -25,6 +25,8 @@ class LiveView:
     """Paths of the algorithm's knobs."""
     _first: dict[str, Any] = field(factory=dict, init=False)
     _moving: list[str] = field(factory=list, init=False)
+    _unjudged: int = field(default=0, init=False)
+    _ended: int = field(default=0, init=False)
     _bar: Progress = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -52,6 +54,12 @@ class LiveView:
             if self._first.setdefault(name, value) != value and name not in self._moving:
                 self._moving.append(name)
 
+    def _says_success(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether the environment has ended an episode so far and said whether it succeeded."""
+        self._unjudged += metrics["episodes_unjudged"]
+        self._ended += metrics["stop/terminated"]
+        return not self._unjudged or self._unjudged < self._ended
+
     def _line(self, metrics: Mapping[str, Any]) -> str:
         seconds = sum(v for k, v in metrics.items() if k.startswith("seconds/"))
         exact = "_exact" if metrics.get("entropy_exact_target") is not None else ""
@@ -59,7 +67,7 @@ class LiveView:
         parts = [
             f"{metrics['iteration']:4d}",
             f"reward {metrics['reward']:.3f}",
-            *([f"success {metrics['success']:.3f}"] if _known(metrics, "success") else []),
+            *([f"success {metrics['success']:.3f}"] if self._says_success(metrics) else []),
             f"entropy {entropy:.3f}" + ("" if target is None else f" -> {target:.3f}"),
             *(f"{name} {metrics[name]:+.3g}" for name in self._moving),
             f"{metrics['tokens'] / seconds:,.0f} tokens/s",
@@ -69,9 +77,9 @@ class LiveView:
             parts.append(f"{failed} episodes failed")
         if skipped := metrics["steps_skipped"]:
             parts.append(f"{skipped} steps skipped")
-        for name in ("success", "reward"):
+        for name, words in (("success", "evaluation"), ("reward", "evaluation's reward")):
             if _known(metrics, f"eval/{name}"):
-                parts.append(f"evaluation {metrics[f'eval/{name}']:.3f}")
+                parts.append(f"{words} {metrics[f'eval/{name}']:.3f}")
                 break
         return "  ".join(parts)
 

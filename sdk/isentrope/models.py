@@ -95,7 +95,7 @@ class LanguageModel:
         name, folder = str(path), Path(path).expanduser()
         if folder.exists():
             return
-        hint = nearest_path(folder, cutoff=0.8)
+        hint = nearest_path(folder, cutoff=0.8, among="*/")
         if hint or name.startswith(("/", ".", "~")) or name.count("/") > 1:
             raise ConfigError(f"{folder.absolute()} does not exist.{hint}")
 

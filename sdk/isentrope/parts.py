@@ -260,7 +260,7 @@ class Statistics:
     """The same in the first iteration."""
     reward: float
     success: float
-    """Share of episodes that succeeded; NaN where the environment ends them and never says."""
+    """Share of episodes of which the environment said that they succeeded."""
 
 
 class Controller(ABC):

@@ -10,6 +10,7 @@ an engine and environments, and hands the episodes round.
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -25,7 +26,7 @@ from isentrope.components import make
 from isentrope.config import EarlyStop, EvaluationConfig, TrainConfig
 from isentrope.engines import WeightsRef
 from isentrope.environments import Task
-from isentrope.episodes import Episode, Status, StopReason
+from isentrope.episodes import Episode, Status
 from isentrope.errors import TrainingError
 from isentrope.evaluation.result import summarize
 from isentrope.evaluation.run import requests
@@ -47,9 +48,9 @@ from isentrope.learner.packing import concatenate
 from isentrope.learner.policy import Policy
 from isentrope.learner.probe import Probe
 from isentrope.learner.ranks import Ranks
-from isentrope.learner.rehearsal import rehearse
+from isentrope.learner.rehearsal import placing, rehearse
 from isentrope.learner.tokens import Columns, TokenLog
-from isentrope.looping import LoopThread, Runner
+from isentrope.looping import LoopThread, Runner, torch_threads
 from isentrope.models import LanguageModel
 from isentrope.parts import Statistics
 from isentrope.rollout.collector import Request, RolloutCollector
@@ -84,31 +85,34 @@ class Trainer:
         torch.manual_seed(derive(config.seed, "model"))
         model = on_first(lambda: config.model.build(config.env), ranks)
         context = config.rollout.context_within(model.context)
+        device = torch.device(model.device)
+        # On its way to a GPU, a policy is read through where the main thread has nothing to share.
+        threads = config.threads if device.type == "cpu" else os.cpu_count() or 1
         made: list[RolloutCollector] = []
         use = config.engine_use(context)
-        ranks.by_first(
-            lambda: made.append(
-                RolloutCollector.of(
-                    config.env, config.engine.build(model, use), model, config.rollout
+        with torch_threads(threads), placing(config.learner):
+            ranks.by_first(
+                lambda: made.append(
+                    RolloutCollector.of(
+                        config.env, config.engine.build(model, use), model, config.rollout
+                    )
                 )
             )
-        )
-        device = torch.device(model.device)
-        if not config.learner.shards(ranks.size):
-            whole: Any = model.model  # transformers' own annotation of `to` is wrong
-            whole.to(device)
-        policy = ranks.first_then_others(
-            lambda: Policy(
-                model.model,
-                config.rollout.temperature,
-                config.learner.lora,
-                config.learner.head,
-                device,
+            if not config.learner.shards(ranks.size):
+                whole: Any = model.model  # transformers' own annotation of `to` is wrong
+                whole.to(device)
+            policy = ranks.first_then_others(
+                lambda: Policy(
+                    model.model,
+                    config.rollout.temperature,
+                    config.learner.lora,
+                    config.learner.head,
+                    device,
+                )
             )
-        )
-        policy.check_context(context)
+            policy.check_context(context)
+            learner = Learner(policy, config.learner, ranks)
         tasks = _tasks(config.env, config.rollout.split)
-        learner = Learner(policy, config.learner, ranks)
         peak_flops(learner.device, config.learner.torch_dtype)  # measured once: not in an iteration
         state = config.algorithm.initial_state()
         state.initial_entropy = state.initial_exact_entropy = config.initial_entropy
@@ -376,7 +380,7 @@ class Trainer:
             exact_entropy=exact,
             initial_exact_entropy=state.initial_exact_entropy,
             reward=float(np.mean([e.reward for e in episodes])),
-            success=_success(episodes),
+            success=float(np.mean([e.success for e in episodes])),
         )
 
     def _tokens(
@@ -448,9 +452,3 @@ def _check_usable(
             f"{episodes[0].task!r} fills it with its prompt alone. Raise rollout.context, or "
             "choose a model with more positions."
         )
-
-
-def _success(episodes: Sequence[Episode]) -> float:
-    """Return the share of successes; NaN where an environment ends episodes and never says."""
-    ended = [e.judged for e in episodes if e.stop_reason is StopReason.TERMINATED]
-    return math.nan if ended and not any(ended) else float(np.mean([e.success for e in episodes]))

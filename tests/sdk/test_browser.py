@@ -342,6 +342,10 @@ def test_a_rollout_that_failed_says_so_where_it_is_chosen(tmp_path, opened) -> N
     page.click(".row:not(.bad)")
     page.wait_for_function("() => !document.querySelector('.episode .bad')")
     assert "success" not in page.inner_text(".episode")  # nobody judged it
+    assert "success" not in page.get_attribute(".chip >> nth=0", "title")
+    page.select_option("#by-success", "0")
+    page.wait_for_function("() => document.querySelectorAll('.row').length < 2")
+    assert 0 == page.locator(".row:not(.bad)").count()
 
 
 def test_ten_thousand_episodes_open_and_filter_at_once(tmp_path, opened) -> None:
@@ -478,14 +482,17 @@ def test_the_page_follows_a_run_that_is_training(served, opened) -> None:
     assert page.inner_text(".state").startswith("1 of 60")
 
 
-def test_what_is_being_read_stays_while_iterations_come(served, opened) -> None:
+@pytest.mark.parametrize("looked_at", [True, False])
+def test_what_is_being_read_stays_while_iterations_come(served, opened, looked_at: bool) -> None:
     run, address = served
     for number in range(40):
         append(run, number)
     page = opened(address)
     page.wait_for_function("() => document.querySelectorAll('.row').length > 20")
-    page.hover(".detail")
+    if looked_at:
+        page.hover(".detail")
     read = page.inner_text(".detail .faint")
+    page.locator(".list").scroll_into_view_if_needed()
     page.evaluate("document.querySelector('.list').scrollTop = 500")
     page.wait_for_timeout(200)
     top = "() => document.elementsFromPoint(...(r => [r.x + 60, r.y + 40])(document"
@@ -496,7 +503,7 @@ def test_what_is_being_read_stays_while_iterations_come(served, opened) -> None:
     page.wait_for_function(
         "() => document.querySelector('#episodes [role=status]').innerText.startsWith('41 of')"
     )
-    assert read == page.inner_text(".detail .faint")
+    assert looked_at == (read == page.inner_text(".detail .faint"))
     assert seen == page.evaluate(f"{top}.closest('.row').innerText")
 
 

@@ -176,7 +176,7 @@ def test_only_zero_groups_end_the_run_cleanly_and_it_says_so(hopeless) -> None:
 def test_where_nobody_says_what_a_success_is_none_is_shown(hopeless) -> None:
     console = Console(file=io.StringIO(), width=300)
     run = isentrope.train(**{**hopeless, "iterations": 2}, on_iteration=LiveView(console, 2, ()))
-    assert [(None, 0.0)] * 2 == [(m["success"], m["reward"]) for m in run.metrics]
+    assert all(m["episodes_unjudged"] == m["stop/terminated"] > 0 for m in run.metrics)
     assert 2 == console.file.getvalue().count("reward 0.000  entropy")
     page = isentrope.report(run).read_text(encoding="utf-8")
     assert "<h3>Reward</h3>" in page
@@ -340,6 +340,27 @@ def test_a_models_folder_that_is_not_there_is_looked_for_on_no_hub(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=said):
         isentrope.LanguageModel.load(path)
+
+
+def test_a_name_on_the_hub_may_be_like_a_file_that_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "distilgpt2.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    isentrope.LanguageModel.check_path("distilgpt2")
+
+
+def test_a_policy_that_does_not_fit_is_told_with_what_to_change(
+    tiny_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def to(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 30 GiB.\nMore.")
+
+    monkeypatch.setattr(isentrope.trainer, "Policy", to)
+    told = r"fit into memory \(CUDA out of memory. Tried to allocate 30 GiB.\): start more ranks, "
+    with pytest.raises(TrainingError, match=told):
+        isentrope.train(**tiny_run)
+    assert not tiny_run["out"].exists()
 
 
 def test_the_run_folder_holds_a_config_that_reads_back_to_the_same_run(tiny_run) -> None:

@@ -227,6 +227,13 @@ def step(*_, **__):
     raise TrainingError("This one only.")
 Learner.step = step
 """
+NO_NETWORK = """
+from isentrope import ConfigError
+from isentrope.learner import ranks
+def choose_interface(hosts):
+    raise ConfigError("No network." if hosts == 1 else "They are on one.")
+ranks.choose_interface = choose_interface
+"""
 KILLED = """
 from isentrope.learner.learner import Learner
 Learner.step = lambda *_, **__: os.kill(os.getpid(), 9)
@@ -260,8 +267,10 @@ def test_what_one_rank_meets_stops_them_all(
 
 @pytest.mark.slow
 def test_nobody_waits_for_a_rank_that_failed_before_they_met(tmp_path: Path, config: Path) -> None:
-    said = fail(tmp_path, config, "--out", tmp_path / "run", LOCAL_WORLD_SIZE="1")
-    assert "On rank 1: MASTER_ADDR (127.0.0.1) is 127.0.0.1 on this machine" in said
+    start, out = ("-c", PRELUDE, "train"), tmp_path / "run"
+    said = fail(tmp_path, config, "--out", out, start=start, BEFORE=NO_NETWORK)
+    assert "On rank 1: No network." in said
+    assert not out.exists()
 
 
 def test_a_rank_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +278,7 @@ def test_a_rank_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     store = dist.HashStore()
     store.set("here/1", "")
     with pytest.raises(TrainingError, match=r"Of 4 ranks these have not come in .*: 2, 3. Look at"):
-        _meet(store, 0, 4)
+        _meet(store, "here", 0, 4)
 
 
 @pytest.mark.slow

@@ -369,14 +369,28 @@ def test_averages_are_spoken_of_where_there_are_any(tmp_path, count: int, averag
 
 
 def test_a_success_that_one_run_lacks_is_unknown_and_that_all_lack_is_left_out(tmp_path) -> None:
+    mute = {"success": 0.0, "episodes_unjudged": 4, "stop/terminated": 4}
     judged, *others = (
-        write_run(tmp_path / n, [iteration(i, **more) for i in range(4)])
-        for n, more in (("a", {}), ("b", {"success": None}), ("c", {"success": None}))
+        write_run(tmp_path / name, [iteration(i, **more) for i in range(4)])
+        for name, more in (("a", {}), ("b", mute), ("c", mute))
     )
     shown = Page(isentrope.compare(judged, others[0], out=tmp_path / "d.html"))
     assert ["\u2013 \u2192 \u2013", "\u2013"] == shown.tables["runs"][2][3:5]
+    assert ["a"] == [trace["name"] for trace in shown.figures["Success"]["data"]]
     shown = Page(isentrope.compare(*others, out=tmp_path / "d.html"))
     assert 5 == len(shown.tables["runs"][0])  # the run, and two of what there is
+    assert "Success" not in shown.figures
+
+
+def test_an_iteration_without_a_win_counts_where_only_a_win_is_said(tmp_path) -> None:
+    won = [i == 3 for i in range(4)]
+    metrics = [
+        iteration(i, **{"success": win / 4, "episodes_unjudged": 4 - win, "stop/terminated": 4})
+        for i, win in enumerate(won)
+    ]
+    shown = page_of(write_run(tmp_path / "r", metrics))
+    (row,) = (row for row in shown.tables["ends"] if row[0] == "Success")
+    assert ["0", "0.125"] == row[1:3]
 
 
 # ---------------------------------------------------------------- runs that did not finish

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -91,5 +91,11 @@ class CachedDecoder:
 
 
 def _copied(model: nn.Module, device: str) -> nn.Module:
+    """Copy a model to a device, without a second copy where it is now."""
+    there: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        copied = tensor.detach().to(device, copy=True)
+        is_weight = isinstance(tensor, nn.Parameter)
+        there[id(tensor)] = nn.Parameter(copied, requires_grad=False) if is_weight else copied
     # A plain module here: transformers decorates `to` beyond what a type checker can follow.
-    return copy.deepcopy(model).to(device).eval().requires_grad_(False)
+    return copy.deepcopy(model, there).to(device).eval().requires_grad_(False)

@@ -48,6 +48,7 @@ def rollout_metrics(
         "segments_per_episode": float(np.mean([len(e.segments) for e in good])),
         "turns_per_episode": float(np.mean([e.turns for e in good])),
         "episodes": len(episodes),
+        "episodes_unjudged": sum(not e.judged for e in good),
         **{f"stop/{reason.value}": stops[reason] for reason in StopReason},
         **{f"status/{status.value}": statuses[status] for status in Status},
         "staleness_mean": float(age.mean()),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
+from pathlib import Path
 
 import psutil
 
@@ -16,16 +18,26 @@ GLOO = "GLOO_SOCKET_IFNAME"
 _NAMED = f"or name the network's interface in {GLOO}, on every machine"
 
 
-def choose_interface() -> None:
+def this_host() -> str:
+    """Return what tells this host from others: a container with a network of its own is one."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/net')}"
+    except OSError:  # no Linux
+        return platform.node()
+
+
+def choose_interface(hosts: int) -> None:
     """Have gloo use the interface by which this machine reaches the first rank's, unless told.
+
+    hosts: on how many the ranks are; on one, gloo's own choice reaches all of them.
 
     By itself, gloo takes the one that the machine's own name stands for: often the loopback, where
     other machines' ranks wait for one another in vain.
 
     Raises `ConfigError` where the first rank's address is one that only its own machine knows.
     """
-    size = os.environ.get("WORLD_SIZE", "1")
-    if GLOO in os.environ or os.environ.get("LOCAL_WORLD_SIZE", size) == size:
+    if GLOO in os.environ or hosts == 1:
         return
     master = os.environ["MASTER_ADDR"]
     own = _own_address(master, int(os.environ["MASTER_PORT"]))
@@ -34,7 +46,8 @@ def choose_interface() -> None:
     if ip_address(own).is_loopback:
         raise ConfigError(
             f"MASTER_ADDR ({master}) is {own} on this machine, where no other one reaches it: "
-            f"give torchrun --master-addr the address on a network that all share, {_NAMED}."
+            "give torchrun --master-addr (with its dynamic rendezvous, --local-addr) the address "
+            f"on a network that all share, {_NAMED}."
         )
     for name, addresses in psutil.net_if_addrs().items():
         if own in (address.address for address in addresses):

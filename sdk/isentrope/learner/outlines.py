@@ -75,9 +75,11 @@ class _Outliner(pickle.Pickler):
         """See `pickle.Pickler`; what is in two places stays one object."""
         if id(obj) not in self._weights:
             return NotImplemented
-        return _shape, (tuple(obj.shape), obj.dtype, isinstance(obj, nn.Parameter))
+        trained = obj.requires_grad if isinstance(obj, nn.Parameter) else None
+        return _shape, (tuple(obj.shape), obj.dtype, trained)
 
 
-def _shape(size: tuple[int, ...], dtype: torch.dtype, trained: bool) -> Tensor:
+def _shape(size: tuple[int, ...], dtype: torch.dtype, trained: bool | None) -> Tensor:
+    """Make a parameter that is trained or frozen; None: a buffer."""
     tensor = torch.empty(size, dtype=dtype, device="meta")
-    return nn.Parameter(tensor) if trained else tensor
+    return tensor if trained is None else nn.Parameter(tensor, requires_grad=trained)

@@ -242,7 +242,7 @@ class Policy(nn.Module):
         try:
             if here.type == self.device.type:
                 ours = self(inputs).logp
-            else:  # another device's head, which may have kernels there only, is not asked yet
+            else:  # Cut Cross-Entropy may have kernels for its own device alone: ours is compared
                 ours = self.chunked(self.states(inputs), inputs.target, frozenset()).logp
         except NotPackedError as error:
             raise ConfigError(

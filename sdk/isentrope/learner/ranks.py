@@ -23,7 +23,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from isentrope.errors import ConfigError, IsentropeError, OtherRankError, TrainingError
-from isentrope.learner.network import choose_interface, reaching_all
+from isentrope.learner.network import choose_interface, reaching_all, this_host
 
 T = TypeVar("T")
 REST = "what was written is whole. Go on with `--resume`."
@@ -198,14 +198,16 @@ def _soon(store: Store, key: str) -> str | None:
     return None
 
 
-def _meet(store: Store, rank: int, size: int) -> None:
-    """Wait until every rank has come; inside gloo one would wait half an hour for one that failed.
+def _meet(store: Store, where: str, rank: int, size: int, word: str = "") -> list[str]:
+    """Wait until every rank has come; return each one's word.
+
+    Inside gloo one would wait half an hour for one that failed.
 
     Raises `OtherRankError` where one has failed, and `TrainingError` where one does not come.
     """
-    store.set(f"here/{rank}", "")
+    store.set(f"{where}/{rank}", word)
     missing, until = list(range(size)), time.monotonic() + LATE
-    while missing := [other for other in missing if not _there(store, f"here/{other}")]:
+    while missing := [other for other in missing if not _there(store, f"{where}/{other}")]:
         if _there(store, "failed") or _there(store, "error"):
             raise OtherRankError("Another rank failed, and says why.")
         if time.monotonic() > until:
@@ -215,6 +217,7 @@ def _meet(store: Store, rank: int, size: int) -> None:
                 "what they print, and whether as many were started."
             )
         time.sleep(TURN)
+    return [str(store.get(f"{where}/{other}").decode()) for other in range(size)]
 
 
 @contextmanager
@@ -244,8 +247,8 @@ def joined(*, sharded: bool = False) -> Iterator[Ranks]:
         rank, size = 0, 1
     store = PrefixStore(f"isentrope/{next(_runs)}", store)
     with _said_once(store, rank):
-        choose_interface()
-        _meet(store, rank, size)
+        choose_interface(hosts=len(set(_meet(store, "hosts", rank, size, this_host()))))
+        _meet(store, "ready", rank, size)
         with reaching_all():
             dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     calls = PrefixStore("calls", store)

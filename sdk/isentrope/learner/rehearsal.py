@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 
@@ -33,10 +36,28 @@ def rehearse(learner: Learner, context: int, needs: frozenset[str]) -> float:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _lacks_memory(error):
             raise
-        reason = str(error).strip().splitlines()[0]
-        raise TrainingError(advice(config, context, reason)) from error
+        raise TrainingError(advice(config, context, _first_line(error))) from error
     learner.release()
     return peak_memory(learner.device)
+
+
+@contextmanager
+def placing(config: LearnerConfig) -> Iterator[None]:
+    """Raise `TrainingError` where the policy alone does not fit into memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _lacks_memory(error):
+            raise
+        ways = ["start more ranks"]
+        if config.torch_dtype == torch.float32:
+            ways.append("set learner.dtype = 'bfloat16'")
+        if config.lora is None:
+            ways.append("train adapters (learner.lora = {})")
+        raise TrainingError(
+            f"The policy does not fit into memory ({_first_line(error)}): {', or '.join(ways)}; "
+            "`isentrope train --dry-run` says how much a run needs."
+        ) from error
 
 
 def fullest(context: int, budget: int) -> list[list[Episode]]:
@@ -68,6 +89,10 @@ def _filled(length: int, prompt: int, number: int) -> Episode:
 def _lacks_memory(error: RuntimeError) -> bool:
     known = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in known)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def advice(config: LearnerConfig, context: int, reason: str) -> str:

@@ -1,7 +1,7 @@
 """Sharding: FSDP2 round each decoder layer and round the policy, with a precision policy of ours.
 
-The policy comes to its device layer by layer, and of each layer only this rank's shard stays: a
-device never has more of it than that, and one layer.
+The policy comes to its device layer by layer, and of each layer only this rank's shard stays: until
+all is sharded, a device has no more of it than that, and one layer.
 
 Parameters are computed with in the training dtype and reduced in float32, and only what leaves the
 policy is float32: a layer whose output were cast would hand a float32 residual to the next. Masters

@@ -218,7 +218,7 @@ class _Planner:
             limit,
         )
         self._check(memory, context)
-        self._note(model, learner)
+        self._note(model, learner, ranks)
         return model, memory
 
     def _engine(self, architecture: PreTrainedConfig, context: int) -> Mapping[str, int]:
@@ -271,18 +271,20 @@ class _Planner:
             needed = f"{total.learning / GIB:,.1f} GiB are needed, {there}"
             self.problems.append(advice(self.config.learner, context, needed))
 
-    def _note(self, model: PlannedModel, learner: LearnerMemory) -> None:
+    def _note(self, model: PlannedModel, learner: LearnerMemory, ranks: int) -> None:
         """Say what is not in the table."""
         config = self.config
         if self.device == "cpu":
             self.notes.append("Not in the table: Python and its libraries, environments, episodes.")
         else:
             whole = f"{4 * model.parameters / GIB:,.1f} GiB"
+            sharded = config.learner.shards(ranks)
+            sent = "sends every rank its shards" if sharded else "hands it to the GPU"
             self.notes += [
                 "Not in the table: CUDA's context, NCCL's buffers, and what the allocator leaves "
                 "unused between tensors.",
                 f"The machine's own memory: the first rank loads the model there ({whole}, in "
-                "float32), sends every rank its shards, and gathers the policy there to save it.",
+                f"float32), {sent}, and gathers the policy there to save it.",
             ]
         if config.learner.cpu_offload:
             shards = (learner.resident + learner.gradients) / GIB

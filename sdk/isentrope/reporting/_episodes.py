@@ -27,7 +27,7 @@ EMBEDDED = 32 << 20
 """Bytes of chunks in a page, before they are written as text: a file that opens at once."""
 _NUMBERS = ("iteration", "rollout", "reward", "tokens", "turns", "seed")
 _NAMES = ("task", "status", "stop_reason")
-_TOLD = ("messages", "report", "error", "metrics", "judged")
+_TOLD = ("messages", "report", "error", "metrics")
 
 
 @define
@@ -144,7 +144,8 @@ class EpisodeFile:
             self.columns[name].append(numbered.setdefault(text, len(numbered)))
         if record.get("status", "ok") not in ("ok", "cancelled"):
             self._failed(record)
-        self.columns["success"].append(1 if record.get("success") is True else 0)
+        judged = record.get("judged") is not False
+        self.columns["success"].append(int(record.get("success") is True) if judged else None)
         iteration = int(number_or_none(record.get("iteration")) or 0)
         start = self.spans.get(iteration, (self._read,))[0]
         self._read += length

@@ -54,11 +54,24 @@ class History:
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
-        """Every key that was measured in some iteration, in the order of appearance."""
+        """Every key that was measured in some iteration, in the order of appearance.
+
+        Success is measured only by an environment that says what one is.
+        """
         seen = {
             k: None for m in self.metrics for k, v in m.items() if number_or_none(v) is not None
         }
+        if not self.says_success:
+            seen.pop("success", None)
         return tuple(seen)
+
+    @cached_property
+    def says_success(self) -> bool:
+        """Whether the environment ever ended an episode and said whether that was a success."""
+        ended, unjudged = (
+            sum(filter(None, self.values(key))) for key in ("stop/terminated", "episodes_unjudged")
+        )
+        return not unjudged or unjudged < ended
 
     def values(self, key: str) -> list[float | None]:
         """Return a metric of every iteration, None where it is missing or null."""

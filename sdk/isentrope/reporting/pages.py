@@ -246,7 +246,7 @@ def _ends(run: History, among: Sequence[History]) -> list[Ends]:
         if key == "success" and not any(key in one.keys for one in among):
             continue  # no environment says what one is
         key = run.entropy if key == "entropy" else key
-        first, last = run.ends(key)
+        first, last = run.ends(key) if key in run.keys else (None, None)
         moved = percent(change(first, last))
         rows.append(Ends(name, number(first), number(last), moved, _spread(run, key)))
     return rows

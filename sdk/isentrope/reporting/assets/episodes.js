@@ -336,10 +336,10 @@
 
   const isGood = (e) => e.status === "ok";
 
-  function facts(e, told = {}) {
+  function facts(e) {
     return [
       ...(isGood(e) ? [] : [e.status]), `reward ${number(e.reward)}`,
-      ...(told.judged === false ? [] : [e.success ? "success" : "no success"]),
+      ...(e.success === null ? [] : [e.success ? "success" : "no success"]), // null: nobody says
       counted(e.tokens, "token"), counted(e.turns, "turn"), e.stop_reason,
     ].join(", ");
   }
@@ -349,7 +349,7 @@
     const numbers = Object.entries(told.metrics ?? {});
     return html`<article class="episode" id=${`rollout-${episode.at}`} aria-current=${current}>
       <h4 class=${isGood(episode) ? "" : "bad"}>rollout ${number(episode.rollout)}</h4>
-      <p class="faint text">${facts(episode, told)}</p>
+      <p class="faint text">${facts(episode)}</p>
       ${where
         ? html`${!isKnown(chunk, by, episode) && html`<p class="faint">Not coloured: its ${" "}
             ${COLOURS[by].name} is not known.</p>`}
@@ -438,8 +438,8 @@
     return found.sort(ORDERS[filter.order][1]);
   }
 
-  function List({ found, chosen, choose, filter }) {
-    const ref = useRef(), top = useRef(null);
+  function List({ found, chosen, pinned, choose, filter }) {
+    const ref = useRef(), top = useRef(null), before = useRef(filter);
     const [view, setView] = useState({ top: 0, height: 600 });
     const look = () => {
       const { scrollTop, clientHeight } = ref.current;
@@ -456,9 +456,10 @@
       const row = ref.current.scrollTop ? found.findIndex((e) => e.at === top.current?.at) : -1;
       if (row >= 0) ref.current.scrollTop = row * ROW + top.current.past;
     }, [found]);
-    useLayoutEffect(() => {
-      const list = ref.current;
-      if (at < 0) return;
+    useLayoutEffect(() => { // what was not chosen, but merely came and is first now, moves nothing
+      const list = ref.current, filtered = before.current !== filter;
+      before.current = filter;
+      if (at < 0 || !(pinned || filtered)) return;
       if (at * ROW < list.scrollTop) list.scrollTop = at * ROW;
       const end = (at + 1) * ROW - list.clientHeight;
       if (end > list.scrollTop) list.scrollTop = end;
@@ -558,7 +559,8 @@
         ${" "}leaves it); in the tokens <kbd>\u2190</kbd>
         ${" "}<kbd>\u2192</kbd> through them. A click on a chart's point offers its iteration.</p>
       <div class="panes">
-        <${List} found=${found} chosen=${episode} choose=${setChosen} filter=${filter} />
+        <${List} found=${found} chosen=${episode} pinned=${Boolean(at) && episode === at}
+          choose=${setChosen} filter=${filter} />
         ${episode ? html`<${Detail} episode=${episode} episodes=${episodes} asked=${by} setBy=${setBy}
             group=${group} setGroup=${setGroup} choose=${setChosen} />`
           : html`<p>${episodes.length ? "No episode is like that." : "No episodes yet."}</p>`}
