@@ -18,6 +18,7 @@ from isentrope.reporting._history import History
 from isentrope.reporting._seeds import pooled
 from isentrope.reporting._series import smooth, window
 from isentrope_envs.arithmetic import Arithmetic
+from tests.conftest import SMALL_MODEL
 from tests.sdk.test_reporting import REPO, Page, command, iteration, write_run
 
 LENGTH = 30
@@ -187,7 +188,8 @@ class Flaky(Arithmetic):
 
 def test_what_an_evaluation_counted_is_in_its_iteration(tiny_run) -> None:
     evaluation = {"every": 3, "tasks": 5, "k": 1, "split": "test"}
-    run = isentrope.train(**tiny_run | {"env": Flaky}, evaluation=evaluation)
+    model = {**SMALL_MODEL, "warmup_env": {"id": "arithmetic"}}
+    run = isentrope.train(**tiny_run | {"env": Flaky, "model": model}, evaluation=evaluation)
     assert [0, 0, 5] == [m["episodes_retried"] for m in run.metrics]
 
 
