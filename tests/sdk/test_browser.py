@@ -185,7 +185,7 @@ def test_the_values_of_a_token_stand_beside_it(known, opened) -> None:
     assert ("0", "1", "2 (\u00d7 2)", "2", "none: clipped") == tuple(
         told[name] for name in ("entropy", "advantage", "transformed", "ratio", "gradient")
     )
-    assert "-0.5 (p 0.607)" == told["log-prob"]
+    assert "\u22120.5 (p 0.607)" == told["log-prob"]
     tokens(page).nth(1).hover()
     assert "bytes f0 9f" in page.locator(".tip").inner_text()
 

@@ -175,7 +175,7 @@ def test_a_cancelled_request_ends_on_the_server(model: LanguageModel, server: Se
         for task in tasks[1:]:
             task.cancel()
         assert 1000 == len((await tasks[0]).ids)
-        await until(lambda: running(server) == 0)
+        await until(lambda: running(server) == 0 and completed(server) > before)
         assert before + 1 == completed(server)
 
     run(model, [server.url], work)
